@@ -1,0 +1,38 @@
+# The same few commands everywhere. `make serve` runs the service, `make test` the tests; each installs what it needs.
+PYTHON ?= python3
+PORT ?= 8000
+MODELS ?= source-models
+IMAGES ?= images
+BIN := .venv/bin
+
+.PHONY: install serve test lint lock models
+
+install: .venv/dev.stamp
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# One environment; `service` is enough to serve, `dev` holds everything.
+.venv/%.stamp: requirements/%.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r $<
+	touch $@
+
+serve: .venv/service.stamp
+	$(BIN)/python -m service --bind 127.0.0.1:$(PORT)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy convert service perf
+	$(BIN)/lint-imports
+
+# Exact pins with hashes for every supported Python and platform at once, without addresses.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+lock: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --all-extras -o requirements/dev.txt
+	$(COMPILE) --extra service -c requirements/dev.txt -o requirements/service.txt
+	$(COMPILE) --extra service --extra convert -c requirements/dev.txt -o requirements/convert.txt
