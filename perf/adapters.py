@@ -1,0 +1,145 @@
+"""The load tools: how each is called, and how what it prints becomes the same samples.
+
+locust logs every request. wrk keeps a histogram of latencies: its requests are placed at the histogram's quantiles and
+evenly in time. siege prints every request in steps of 10 ms, not when it was sent: they are placed evenly in time.
+Neither says which photo a request carried (index -1), and neither sends at a constant rate: that part is locust's.
+"""
+
+import csv
+import shutil
+import sys
+from collections.abc import Callable
+from itertools import accumulate, chain, repeat
+from bisect import bisect_left
+from pathlib import Path
+from typing import NamedTuple
+
+from perf.photos import CONTENT_TYPE, load
+from perf.samples import Sample
+
+UNKNOWN_PHOTO = -1
+SIEGE_SETTINGS = "verbose = true\ncolor = off\nparser = false\nlogging = false\nconnection = keep-alive\nlimit = 1000\n"
+
+
+class Load(NamedTuple):
+    """What to send, at whom, for how long."""
+
+    url: str
+    photos: Path  # folder
+    users: int
+    seconds: float
+    schedule: tuple[tuple[float, float], ...] = ()  # (requests a second, seconds) in turn; empty: a closed loop
+    processes: int = 1  # locust processes or wrk threads
+
+
+class Tool(NamedTuple):
+    """A load tool: the commands of one load (run at once, output to `N.out` in a folder) and what they measured."""
+
+    commands: Callable[[Load, Path], list[list[str]]]
+    samples: Callable[[Load, Path], list[Sample]]
+
+
+def find(name: str) -> Tool:
+    """The tool of that name; raises FileNotFoundError where it is not installed."""
+    if name != "locust" and not shutil.which(name):
+        raise FileNotFoundError(f"{name} is not installed: install it (Debian package {name}), or use --tool locust")
+    return TOOLS[name]
+
+
+def locust_commands(load: Load, folder: Path) -> list[list[str]]:
+    """One process a share of the load."""
+    kind = ["--seconds", f"{load.seconds}"]
+    if load.schedule:
+        kind = ["--schedule", ",".join(f"{rate}x{seconds}" for rate, seconds in load.schedule)]
+    base = [sys.executable, "-m", "perf.load", "--url", load.url, "--photos", str(load.photos), "--users", str(load.users)]
+    shares = range(1, load.processes + 1)
+    return [[*base, *kind, "--share", f"{n}/{load.processes}", "--out", str(folder / f"{n}.csv")] for n in shares]
+
+
+def locust_samples(load: Load, folder: Path) -> list[Sample]:
+    """The samples of all processes by intended send."""
+    return sorted(chain.from_iterable(map(_locust_file, sorted(folder.glob("*.csv")))))
+
+
+def _locust_file(path: Path) -> list[Sample]:
+    with path.open(newline="") as file:
+        return [Sample(float(a), float(ms), int(status), int(n), int(p)) for a, ms, status, n, p in csv.reader(file)]
+
+
+def wrk_commands(load: Load, folder: Path) -> list[list[str]]:
+    """One wrk with our script; wrk takes whole seconds."""
+    threads = ["-t", str(load.processes), "-c", str(load.users), "-d", f"{max(1, round(load.seconds))}s", "--timeout", "30s"]
+    script = str(Path(__file__).with_name("wrk.lua"))
+    return [["wrk", *threads, "--latency", "-s", script, load.url, "--", CONTENT_TYPE, *_bodies(load, folder)]]
+
+
+def wrk_samples(load: Load, folder: Path) -> list[Sample]:
+    """wrk's histogram and status counts, spread over its requests."""
+    lines = [line.split()[1:] for line in (folder / "1.out").read_text().splitlines() if line.startswith("sous ")]
+    values = [(float(a) / 1000, int(float(b))) for key, a, b in lines if key == "latency_us"]
+    statuses = [(int(a), int(float(b))) for key, a, b in lines if key == "status"]
+    totals = [(float(a) / 1e6, int(float(b))) for key, a, b in lines if key == "total"]
+    if not totals:
+        return []
+    answered = sum(count for status, count in statuses if status)
+    latencies = chain(_at_quantiles(values, answered), repeat(1000.0 * load.seconds))
+    return _evenly(totals[0][0], totals[0][1], list(latencies_statuses(latencies, statuses)))
+
+
+def latencies_statuses(latencies: "chain[float]", statuses: list[tuple[int, int]]) -> list[tuple[float, int]]:
+    """Each answer's latency with a status; requests without an answer (status 0) come last."""
+    codes = chain.from_iterable(repeat(status, count) for status, count in sorted(statuses, key=lambda s: s[0] == 0))
+    return list(zip(latencies, codes, strict=False))  # latencies go on for ever: those without an answer have no time
+
+
+def _at_quantiles(histogram: list[tuple[float, int]], n: int) -> list[float]:
+    """n values at the middles of the histogram's n equal parts."""
+    reached = list(accumulate(count for _, count in histogram))
+    return [histogram[bisect_left(reached, (k + 0.5) / n * reached[-1])][0] for k in range(n)] if reached else []
+
+
+def siege_commands(load: Load, folder: Path) -> list[list[str]]:
+    """One siege that reads urls and bodies from files; only a body named like a picture is sent past its first zero."""
+    bodies = _bodies(load, folder)
+    (folder / "siegerc").write_text(SIEGE_SETTINGS)
+    (folder / "urls").write_text("".join(f"{load.url} POST <{body}\n" for body in bodies))
+    seconds = f"{max(1, round(load.seconds))}S"
+    settings = ["-R", str(folder / "siegerc"), "-f", str(folder / "urls"), "-T", CONTENT_TYPE]
+    return [["siege", *settings, "-b", "-c", str(load.users), "-t", seconds]]
+
+
+def siege_samples(load: Load, folder: Path) -> list[Sample]:
+    """siege's lines `HTTP/1.1 200  0.05 secs:  612 bytes ==> POST url`, and its count of failed transactions."""
+    lines = [line.split() for line in (folder / "1.out").read_text(errors="replace").splitlines()]
+    answers = [(float(w[2]) * 1000, int(w[1]), int(w[4])) for w in lines if len(w) > 6 and w[0].startswith("HTTP/")]
+    summary = {" ".join(w[:2]): w[2] for w in lines if len(w) > 2}
+    elapsed = float(summary.get("Elapsed time:", load.seconds))
+    failed = int(summary.get("Failed transactions:", 0))
+    silent = failed - sum(status >= 400 for _, status, _ in answers)
+    pairs = [(ms, status) for ms, status, _ in answers] + [(1000.0 * elapsed, 0)] * max(0, silent)
+    return _evenly(elapsed, sum(size for *_, size in answers), pairs)
+
+
+def _evenly(elapsed_s: float, size: int, answers: list[tuple[float, int]]) -> list[Sample]:
+    """Samples whose sends fill the elapsed time evenly and whose answers share the bytes."""
+    n = max(1, len(answers))
+    last = max(0.0, elapsed_s - (max(ms for ms, _ in answers) / 1000 if answers else 0))
+    order = range(len(answers))
+    return [Sample(last * k / n, *answers[k], size // n, UNKNOWN_PHOTO) for k in order]
+
+
+def _bodies(load: Load, folder: Path) -> list[str]:
+    """The request bodies as files."""
+    photos = load_photos(load.photos)
+    files = [folder / f"body-{k}.jpg" for k in range(len(photos))]
+    for file, photo in zip(files, photos, strict=True):
+        file.write_bytes(photo.body)
+    return [str(file) for file in files]
+
+
+load_photos = load
+TOOLS = {
+    "locust": Tool(locust_commands, locust_samples),
+    "wrk": Tool(wrk_commands, wrk_samples),
+    "siege": Tool(siege_commands, siege_samples),
+}
