@@ -1,0 +1,47 @@
+"""`python -m service [gunicorn's options]`: the service by gunicorn and its configuration here.
+
+`--port N` is short for `--bind 127.0.0.1:N`.
+"""
+
+import os
+import sys
+
+from service.settings import SettingsError, read_settings
+
+# glibc gives every thread an arena of its own; two are enough, and what is freed in one slot is there for the next
+MALLOC = {"MALLOC_ARENA_MAX": "2"}
+
+
+def gunicorn_command(arguments: list[str]) -> list[str]:
+    """The command to run, gunicorn's own options passed through."""
+    options: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--port" or argument.startswith("--port="):
+            port = argument.partition("=")[2] or next(remaining, "")
+            options += ["--bind", f"127.0.0.1:{port}"]
+        else:
+            options.append(argument)
+    return [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        "python:service.gunicorn_conf",
+        *options,
+        "service.app:create_app()",
+    ]
+
+
+def main() -> None:
+    try:
+        read_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"service: {error}\n")
+        sys.exit(2)
+    command = gunicorn_command(sys.argv[1:])
+    os.execve(command[0], command, {**MALLOC, **os.environ})  # noqa: S606  no shell is wanted
+
+
+if __name__ == "__main__":
+    main()

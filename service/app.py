@@ -1,0 +1,81 @@
+"""create_app(): routes, errors to problem details, and the life of the service."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from service.classifier import Classifier
+from service.model import PackageError
+from service.repository import open_repository
+from service.routes import problem_response
+from service.routes.operations import live, model, models, prometheus, ready
+from service.routes.page import page
+from service.routes.predict import predict
+from service.settings import Settings, read_settings
+
+CANNOT_SERVE = 4  # exit status that makes gunicorn give up rather than start the worker again
+log = logging.getLogger("uvicorn.error")
+
+
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The ASGI application; settings from the environment by default. Models are loaded once it has started."""
+    return Litestar(
+        route_handlers=[predict, live, ready, prometheus, models, model, page],
+        exception_handlers={Exception: problem_response},
+        lifespan=[lifespan],
+        state=State({"settings": settings or read_settings(), "classifier": None, "draining": False}),
+        openapi_config=OpenAPIConfig(
+            "Sous", "1", path="/schema", render_plugins=[JsonRenderPlugin(path="/openapi.json")]
+        ),
+        logging_config=None,
+    )
+
+
+@asynccontextmanager
+async def lifespan(app: Litestar) -> AsyncIterator[None]:
+    """Load while /health/ready says 503; on the way out everything that waits is answered."""
+    drain_on_sigterm(app.state)
+    loading = asyncio.create_task(load(app.state))
+    try:
+        yield
+    finally:
+        await asyncio.wait([loading])
+        if app.state.classifier is not None:
+            await asyncio.to_thread(app.state.classifier.close)
+
+
+async def load(state: State) -> None:
+    """Ready, or the end of the process: a service without one of its models is not the service that was asked for."""
+    try:
+        repository = await asyncio.to_thread(open_repository, state.settings)
+    except PackageError as error:
+        log.critical("%s", error)
+        raise SystemExit(CANNOT_SERVE) from None
+    state.classifier = Classifier(repository, state.settings)
+    log.info("ready: %s", ", ".join(repository.names()))
+
+
+def drain_on_sigterm(state: State) -> None:
+    """On the first SIGTERM readiness fails at once; the server's own handler closes the door after the drain delay."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    close_door: Any = signal.getsignal(signal.SIGTERM)
+    delay_s = state.settings.drain_delay_ms / 1e3
+
+    def drain(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, close_door)
+        state.draining = True
+        loop.call_soon_threadsafe(loop.call_later, delay_s, close_door, number, None)
+
+    if callable(close_door):
+        signal.signal(signal.SIGTERM, drain)

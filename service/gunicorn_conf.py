@@ -1,0 +1,46 @@
+"""gunicorn's configuration; the command line overrides it. The master imports nothing native and opens no model."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from service import cpu
+from service.settings import read_settings
+
+_settings = read_settings()
+
+worker_class = "uvicorn_worker.UvicornWorker"
+keepalive = 75  # seconds; longer than a balancer keeps an idle connection, so that it is the one to close
+graceful_timeout = (_settings.drain_delay_ms + _settings.request_timeout_ms) // 1000 + 5
+control_socket_disable = True
+
+
+def on_starting(_: Any) -> None:
+    """Counts of an earlier run are not ours: a given folder is cleared, else there is a new one."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="sous-metrics-")
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file in Path(folder).glob("*.db"):
+        file.unlink()
+
+
+def post_fork(server: Any, _: Any) -> None:
+    """The workers share the cores."""
+    os.environ.setdefault("SOUS_CORES", str(max(1, cpu.cores() // server.cfg.workers)))
+
+
+def child_exit(_: Any, worker: Any) -> None:
+    """A dead worker's gauges no longer count."""
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  only where it is needed
+
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def on_exit(_: Any) -> None:
+    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    if Path(folder).name.startswith("sous-metrics-"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""One ONNX Runtime session and what its file says of itself. Source: docs/package.md."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.image import Contract
+
+FORMAT = "1"
+
+
+class PackageError(ValueError):
+    """A file or folder that is no package this service can serve."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What `model.onnx` says of itself in `metadata_props`."""
+
+    labels: tuple[str, ...]  # one a class, in the order of the output
+    contract: Contract
+    precision: str  # int8, mixed or float32
+    verdict: str  # int8, mixed or keep float
+    raw: Mapping[str, Any]  # every `sous.` value, without the prefix, JSON decoded
+
+
+def open_session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
+    """A CPU session with `intra_op_threads` threads (the caller's among them) that do not spin.
+
+    Raises:
+        PackageError: the file is missing or no ONNX model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
+        raise PackageError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
+
+
+class Model:
+    """A package's model, shared by all threads that call it.
+
+    Raises:
+        PackageError: the file is no ONNX model, or is none that `convert` wrote.
+    """
+
+    def __init__(self, path: Path, intra_op_threads: int) -> None:
+        self._session = open_session(path, intra_op_threads)
+        self.metadata = read_metadata(path, self._session.get_modelmeta().custom_metadata_map)
+        _check_shapes(path, self._session, self.metadata)
+
+    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities, float32 `[N, C]`, of uint8 RGB images `[N, H, W, 3]`."""
+        probabilities: NDArray[np.float32] = self._session.run(None, {"image": images})[0]
+        return probabilities
+
+
+def read_metadata(path: Path, properties: Mapping[str, str]) -> Metadata:
+    """Metadata from `metadata_props`.
+
+    Raises:
+        PackageError: members are missing, or of another format.
+    """
+    plain = ("format", "precision", "verdict")
+    members = {name.removeprefix("sous."): value for name, value in properties.items() if name.startswith("sous.")}
+    if members.get("format") != FORMAT:
+        found = f"format {members['format']}" if "format" in members else "no `sous.format`"
+        raise PackageError(f"{path} has {found} in its metadata, this service reads format {FORMAT}: convert it again")
+    try:
+        raw: dict[str, Any] = {name: value if name in plain else json.loads(value) for name, value in members.items()}
+        shape = raw["preprocessing"]
+        contract = Contract(int(shape["height"]), int(shape["width"]), shape["resize"], shape["crop"])
+        return Metadata(tuple(raw["labels"]), contract, raw["precision"], raw["verdict"], raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"{path} has bad metadata ({error!r}): convert it again") from None
+
+
+def _check_shapes(path: Path, session: ort.InferenceSession, metadata: Metadata) -> None:
+    image, output = session.get_inputs()[0], session.get_outputs()[0]
+    found = (image.name, image.type, image.shape[1:], output.type, output.shape[1:])
+    contract = metadata.contract
+    wanted = (
+        "image",
+        "tensor(uint8)",
+        [contract.height, contract.width, 3],
+        "tensor(float)",
+        [len(metadata.labels)],
+    )
+    if found != wanted:
+        raise PackageError(f"{path} has {found} where its metadata say {wanted}: convert it again")

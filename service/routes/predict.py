@@ -1,0 +1,142 @@
+"""POST /predict: photos in, ranked labels out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated
+
+import msgspec
+from litestar import Response, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.params import Parameter
+
+from service import metrics
+from service.classifier import Answer, Prediction
+from service.errors import BadRequest, Problem
+from service.routes import HttpRequest, describe, problem_response, ready_classifier
+from service.routes.upload import Upload, read_upload
+from service.settings import Settings
+
+PARAMETERS = frozenset({"model", "version", "top_k"})
+LONGEST_TIMEOUT_MS = 600_000
+encode = msgspec.json.Encoder().encode
+
+
+class Predictions(msgspec.Struct, frozen=True):
+    """The answer to one photo."""
+
+    model: str
+    version: int
+    predictions: Sequence[Prediction]
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One photo of several: either its predictions or its error."""
+
+    file: str
+    predictions: Sequence[Prediction] | None = None
+    error: Problem | None = None
+
+
+class Results(msgspec.Struct, frozen=True):
+    """The answer to several photos, in their order."""
+
+    model: str
+    version: int
+    results: list[Result]
+
+
+@dataclass
+class PredictOperation(Operation):
+    """The request body, for the schema: it is read by hand, before anything is copied or validated."""
+
+    def __post_init__(self) -> None:
+        file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+        files = Schema(type=OpenAPIType.ARRAY, items=file)
+        form = Schema(type=OpenAPIType.OBJECT, properties={"file": files}, required=["file"])
+        content = {"multipart/form-data": OpenAPIMediaType(schema=form), "image/*": OpenAPIMediaType(schema=file)}
+        self.request_body = RequestBody(content, "One or several photos as `file`, or one as the body.", required=True)
+
+
+def counted_problem(request: HttpRequest, error: Exception) -> Response[bytes]:
+    response = problem_response(request, error)
+    model, version = request.scope["state"].get("served", ("", ""))
+    metrics.REQUESTS.labels(model, version, str(response.status_code)).inc()
+    return response
+
+
+RESPONSES = {
+    200: ResponseSpec(
+        Predictions | Results,
+        generate_examples=False,
+        description="Ranked labels; `Server-Timing` has the stage times.",
+    ),
+    **{
+        status: ResponseSpec(Problem, False, HTTPStatus(status).phrase, media_type="application/problem+json")
+        for status in (400, 404, 413, 415, 422, 429, 503, 504)
+    },
+}
+
+
+@post(
+    "/predict",
+    status_code=200,
+    operation_class=PredictOperation,
+    responses=RESPONSES,
+    exception_handlers={Exception: counted_problem},
+)
+async def predict(
+    request: HttpRequest,
+    model: Annotated[str | None, Parameter(description="Its name; by default the first one.")] = None,
+    version: Annotated[int | None, Parameter(description="By default the highest.")] = None,
+    top_k: Annotated[int | None, Parameter(ge=1, description="Labels in a ranking.")] = None,
+) -> Response[bytes]:
+    """Rank the labels of one photo or several, most probable first."""
+    arrived = time.monotonic()
+    settings: Settings = request.app.state.settings
+    deadline = arrived + timeout_s(request, settings)
+    classifier = ready_classifier(request)
+    served = classifier.repository.find(model, version)
+    request.scope["state"]["served"] = (served.package.name, str(served.package.version))
+    if unknown := request.query_params.keys() - PARAMETERS:
+        raise BadRequest(f"Unknown query parameter {min(unknown)}. There is {', '.join(sorted(PARAMETERS))}.")
+    classifier.admit(served)
+    upload = await read_upload(request, settings, deadline)
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer = await classifier.classify(served, upload.photos, top_k or settings.top_k, deadline, hung_up)
+    return respond(answer, upload, time.monotonic() - arrived)
+
+
+def timeout_s(request: HttpRequest, settings: Settings) -> float:
+    """Seconds until the deadline, from the header or the settings. Raises BadRequest."""
+    given = request.headers.get("x-request-timeout-ms")
+    if given is None:
+        return settings.request_timeout_ms / 1e3
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= LONGEST_TIMEOUT_MS):
+        raise BadRequest(f"X-Request-Timeout-Ms must be a whole number from 1 to {LONGEST_TIMEOUT_MS}.")
+    return int(given) / 1e3
+
+
+def respond(answer: Answer, upload: Upload, total_s: float) -> Response[bytes]:
+    """One photo: its predictions, or its error raised. Several: one result each, in their order."""
+    package, meters = answer.served.package, answer.served.meters
+    body: Predictions | Results
+    if len(upload.photos) == 1:
+        if isinstance(answer.outcomes[0], Exception):
+            raise answer.outcomes[0]
+        body = Predictions(package.name, package.version, answer.outcomes[0])
+    else:
+        results = [
+            Result(name, error=describe(each)) if isinstance(each, Exception) else Result(name, each)
+            for name, each in zip(upload.names, answer.outcomes, strict=True)
+        ]
+        body = Results(package.name, package.version, results)
+    meters.count(answer.stages_s, total_s)
+    stages = [f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in (*answer.stages_s.items(), ("total", total_s))]
+    return Response(encode(body), headers={"Server-Timing": ", ".join(stages)}, media_type="application/json")

@@ -1,0 +1,78 @@
+"""Settings: `SOUS_*` environment variables, typed; one that is unknown or out of range is refused."""
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+
+PREFIX = "SOUS_"
+
+
+class SettingsError(ValueError):
+    """An environment variable that cannot be what was meant."""
+
+
+def _count(description: str, least: int = 1) -> Any:
+    return msgspec.Meta(ge=least, description=description)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All that can be set. A number's unit ends its name; 0 leaves a choice to the plan."""
+
+    models_dir: Annotated[str, msgspec.Meta(min_length=1, description="folder of packages, `NAME/VERSION/`")] = "models"
+    default_model: Annotated[
+        str, msgspec.Meta(description="model of a request that names none; empty: the first by name")
+    ] = ""
+    top_k: Annotated[int, _count("labels in an answer unless the request says `top_k`")] = 5
+    cores: Annotated[int, _count("cores of one worker; 0: cgroup quota and affinity, shared by the workers", 0)] = 0
+    slots: Annotated[int, _count("batches a model may run at once; 0: by the plan", 0)] = 0
+    intra_op_threads: Annotated[int, _count("threads of one session run; 0: by the plan", 0)] = 0
+    max_batch_size: Annotated[int, _count("images of one session run; 0: by the plan", 0)] = 0
+    max_queue_delay_us: Annotated[int, _count("longest wait of an image for its batch to fill", 0)] = 0
+    max_queue_size: Annotated[int, _count("images that may wait for a model; beyond it 429")] = 128
+    request_timeout_ms: Annotated[int, _count("deadline unless the request has `X-Request-Timeout-Ms`")] = 10_000
+    max_image_bytes: Annotated[int, _count("largest photo")] = 16 * 1024**2
+    max_image_pixels: Annotated[int, _count("most pixels of a photo, by its header")] = 40_000_000
+    max_request_bytes: Annotated[int, _count("largest multipart body")] = 32 * 1024**2
+    max_files: Annotated[int, _count("most photos in a request")] = 16
+    drain_delay_ms: Annotated[int, _count("from SIGTERM, when readiness fails, until the door closes", 0)] = 1000
+
+    def __post_init__(self) -> None:
+        if self.max_files > self.max_queue_size:
+            raise ValueError(f"max_files {self.max_files} is more than max_queue_size {self.max_queue_size}")
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        SettingsError: a name nobody knows (with the nearest known one), or a value out of type or range.
+    """
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    known = {PREFIX + field.upper(): field for field in Settings.__struct_fields__}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"unknown setting {name}{hint} `python -m service.settings` lists all")
+    try:
+        return msgspec.convert({known[name]: value for name, value in given.items()}, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"bad setting: {error}") from None
+
+
+def markdown_table() -> str:
+    """The README's settings table: one row a setting, in their order here."""
+    hints = get_type_hints(Settings, include_extras=True)
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, default in zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True):
+        shown = f"`{default}`" if default != "" else "(empty)"
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {hints[name].__metadata__[0].description} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown_table())
