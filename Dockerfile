@@ -1,0 +1,61 @@
+# Targets: service (the default), balancer, scaler, convert.  docker build --target service -t sous/service .
+# Bases are Debian's official slim images; `make base-images` makes the same tags where no image registry is reached.
+# nginx finds replicas by name again only from 1.27.3 on, which Debian has from forky on.
+ARG SERVICE_BASE=debian:trixie-slim
+ARG CONVERT_BASE=debian:trixie-slim
+ARG SCALER_BASE=debian:trixie-slim
+ARG BALANCER_BASE=debian:forky-slim
+
+FROM ${SERVICE_BASE} AS python
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/* \
+        /usr/lib/python3*/{pydoc_data,idlelib,turtledemo,lib2to3}
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/sous/packages
+
+# Wheels by their hashes only. What no server runs is left behind: Litestar's command line and example factories, headers,
+# tests, debug symbols, and ONNX Runtime's C library, which its Python module carries within itself. Bytecode is made here,
+# for a read-only container.
+FROM python AS packages
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip binutils
+COPY requirements/service.txt /tmp/service.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes --only-binary :all: --no-deps --no-compile --root-user-action=ignore \
+        --target /opt/sous/packages -r /tmp/service.txt \
+    && cd /opt/sous/packages \
+    && rm -r bin {faker,polyfactory,rich,rich_click,pygments,markdown_it,mdurl,httpx,httpcore,certifi} \
+        numpy/{f2py,_core/include,_core/lib} onnxruntime/{tools,transformers,quantization,datasets} \
+        onnxruntime/capi/libonnxruntime.so.* \
+    && find . \( -type d \( -name tests -o -name __pycache__ \) -o -name '*.pyi' -o -name '*.h' \) -prune -exec rm -r {} + \
+    && strip --strip-debug uvloop/*.so \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM python AS service
+COPY --from=packages /opt/sous/packages /opt/sous/packages
+COPY service /opt/sous/service
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/sous/service \
+    && groupadd --gid 10001 sous && useradd --uid 10001 --gid sous --no-create-home --shell /usr/sbin/nologin sous
+COPY models /opt/sous/models
+WORKDIR /opt/sous
+ENV SOUS_MODELS_DIR=/opt/sous/models HOME=/tmp
+USER 10001:10001
+EXPOSE 8000
+# bash's own /dev/tcp: a check costs 3 ms of CPU, where a Python process would cost 100
+HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
+    "exec 3<>/dev/tcp/127.0.0.1/8000 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+STOPSIGNAL SIGTERM
+CMD ["python3", "-m", "service", "--bind", "0.0.0.0:8000"]
+
+FROM ${BALANCER_BASE} AS balancer
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends nginx \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+COPY deploy/nginx /opt/sous/nginx
+USER www-data
+EXPOSE 8080
+HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
+    "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+STOPSIGNAL SIGQUIT
+CMD ["/bin/bash", "-c", "/opt/sous/nginx/render >/tmp/nginx.conf && exec nginx -e stderr -c /tmp/nginx.conf -g 'daemon off;'"]
