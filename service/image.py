@@ -21,6 +21,7 @@ from PIL import Image
 from service import formats, jpeg
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,7 +32,17 @@ _FILTERS = {
 _FAST_FILTERS = {"bicubic": 3, "bilinear": 2, "box": 1}  # of fast_image_resize; 3 is Catmull-Rom, Pillow's bicubic
 _CONVOLUTION, _RGB = 2, 3  # of fast_image_resize
 _SCALES = (1, 2, 3, 4)  # eighths at which libjpeg-turbo is faster than at full scale; 5 to 7 are slower
-_OVERSAMPLING = 2  # a reduced JPEG has at least twice the contract's size: below that the resize loses what it needs
+# Times the contract's size that a reduced JPEG has at least: below it the resize would lose what it needs.
+_OVERSAMPLING = {"bicubic": 2, "bilinear": 2, "box": 4}
+_TURNS = {  # by Exif orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _WHITE = (255, 255, 255)
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -113,13 +124,12 @@ def decode(data: bytes, contract: Contract, limits: Limits) -> Pixels:
         ImageError: too large, of a type not taken, or damaged. A JPEG that ends before its last row is damaged.
     """
     kind = _admit(data, limits)
-    if kind == "JPEG" and contract.resize in _FAST_FILTERS:
-        header = jpeg.read_header(data)
-        if header.components in (1, 3) and header.precision == 8:
-            try:
-                return _decode_fast(data, header, contract)
-            except ValueError:  # not flawless: Pillow tells the untidy from the damaged
-                pass
+    header = jpeg.read_header(data) if kind == "JPEG" else None
+    if header and _is_ordinary(header, contract):
+        try:
+            return _decode_fast(data, header, contract)
+        except ValueError:  # not flawless: Pillow tells the untidy from the damaged
+            pass
     return _decode_pillow(data, kind, contract, limits)
 
 
@@ -155,40 +165,52 @@ def _admit_size(width: int, height: int, limits: Limits) -> None:
         raise TooManyPixels(f"The image has {width} x {height} pixels; at most {most} are taken. Send a smaller one.")
 
 
+def _is_ordinary(header: jpeg.Header, contract: Contract) -> bool:
+    """Grey or three 8-bit colours, to be made smaller. Pillow enlarges as fast, and then the pixels are its own."""
+    reduced = header.width > contract.width or header.height > contract.height
+    return reduced and header.components in (1, 3) and header.precision == 8 and contract.resize in _FAST_FILTERS
+
+
 def _decode_fast(data: bytes, header: jpeg.Header, contract: Contract) -> Pixels:
     """By libjpeg-turbo and fast_image_resize; ValueError for anything that is not flawless."""
-    width, height = _stored_size(contract, header.orientation)
+    turned = header.orientation >= 5
+    width, height = (contract.height, contract.width) if turned else (contract.width, contract.height)
     eighths = _scale(header, width, height, contract)
     pixels = simplejpeg.decode_jpeg(
         data, min_height=-(-header.height * eighths // 8), min_width=-(-header.width * eighths // 8)
     )
     box = _box(header.width * eighths / 8, header.height * eighths / 8, width, height, contract)
-    return _upright(_resize(pixels, width, height, box, contract.resize), header.orientation)
+    small = _resize(pixels, width, height, box, _FAST_FILTERS[contract.resize], columns_first=not turned)
+    return small if header.orientation == 1 else np.asarray(_upright(Image.fromarray(small), header.orientation))
 
 
 def _scale(header: jpeg.Header, width: int, height: int, contract: Contract) -> int:
     """Eighths of the stored size to decode at: the fewest that leave enough for the resize."""
     left, top, right, bottom = _box(header.width, header.height, width, height, contract)
-    needed = 8 * _OVERSAMPLING * max(width / (right - left), height / (bottom - top))
+    needed = 8 * _OVERSAMPLING[contract.resize] * max(width / (right - left), height / (bottom - top))
     return next((eighths for eighths in _SCALES if eighths >= needed), 8)
 
 
 _thread = threading.local()
 
 
-def _resize(pixels: Pixels, width: int, height: int, box: tuple[float, float, float, float], resample: str) -> Pixels:
-    """Columns first and then rows, rounded between, as Pillow does: one call would take the rows first."""
+def _resize(pixels: Pixels, width: int, height: int, box: Box, filter_type: int, *, columns_first: bool) -> Pixels:
+    """Along one axis and then along the other, rounded between, as Pillow does; what is turned later, the other way."""
     if not hasattr(_thread, "resizer"):  # a resizer is used by one thread at a time and keeps its buffers
         _thread.resizer = fir.RustResizer()
+    h, w, _ = pixels.shape
     left, top, right, bottom = box
-    options = fir.RustResizeOptions().set_resize_alg(_CONVOLUTION, _FAST_FILTERS[resample], 0).set_use_alpha(False)
-    rows, columns, _ = pixels.shape
-    source = fir.Image(columns, rows, _RGB, pixels.tobytes())
-    narrowed = fir.Image(width, rows, _RGB, None)
-    _thread.resizer.resize(source, narrowed, options.set_crop_box(left, 0, right - left, rows))
-    target = fir.Image(width, height, _RGB, None)
-    _thread.resizer.resize(narrowed, target, options.set_crop_box(0, top, width, bottom - top))
-    return np.frombuffer(target.buffer(), np.uint8).reshape(height, width, 3)
+    if columns_first:
+        steps = [(width, h, (left, 0, right - left, h)), (width, height, (0, top, width, bottom - top))]
+    else:
+        steps = [(w, height, (0, top, w, bottom - top)), (width, height, (left, 0, right - left, height))]
+    options = fir.RustResizeOptions().set_resize_alg(_CONVOLUTION, filter_type, 0).set_use_alpha(False)
+    source = fir.Image(w, h, _RGB, pixels.tobytes())
+    for *size, crop in steps:
+        target = fir.Image(*size, _RGB, None)
+        _thread.resizer.resize(source, target, options.set_crop_box(*crop))
+        source = target
+    return np.frombuffer(source.buffer(), np.uint8).reshape(height, width, 3)
 
 
 def _decode_pillow(data: bytes, kind: str, contract: Contract, limits: Limits) -> Pixels:
@@ -197,14 +219,13 @@ def _decode_pillow(data: bytes, kind: str, contract: Contract, limits: Limits) -
             _admit_size(*image.size, limits)
             image.load()
         orientation = _orientation(image) if kind != "JPEG" else jpeg.read_header(data).orientation
-        width, height = _stored_size(contract, orientation)
-        rgb = _to_rgb(image)
-        small = rgb.resize((width, height), _FILTERS[contract.resize], _box(*rgb.size, width, height, contract))
+        rgb = _upright(_to_rgb(image), orientation)
+        size = (contract.width, contract.height)
+        return np.asarray(rgb.resize(size, _FILTERS[contract.resize], _box(*rgb.size, *size, contract)))
     except ImageError:
         raise
     except Exception:  # Pillow's errors are of any type, and their text holds addresses
         raise UndecodableImage from None
-    return _upright(np.asarray(small), orientation)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -232,13 +253,8 @@ def _high_byte(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _stored_size(contract: Contract, orientation: int) -> tuple[int, int]:
-    """Width and height before the orientation is applied: the resized image is turned, not the photo."""
-    return (contract.height, contract.width) if orientation >= 5 else (contract.width, contract.height)
-
-
-def _box(w: float, h: float, width: int, height: int, contract: Contract) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the part of a w x h image that becomes width x height."""
+def _box(w: float, h: float, width: int, height: int, contract: Contract) -> Box:
+    """The part of a w x h image that becomes width x height."""
     if contract.crop == "none":
         return 0, 0, w, h
     scale = min(w / width, h / height)
@@ -246,11 +262,5 @@ def _box(w: float, h: float, width: int, height: int, contract: Contract) -> tup
     return left, top, w - left, h - top
 
 
-# Exif orientation: axes swapped or not, then the step along rows and columns.
-_TURNS = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    rows, columns = _TURNS[orientation]
-    turned = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
-    return np.ascontiguousarray(turned[::rows, ::columns])
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
