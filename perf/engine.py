@@ -1,5 +1,4 @@
-"""The few questions asked of a Docker engine, over its own socket: one costs it a millisecond, where `docker stats` takes two
-seconds."""
+"""The few questions asked of a Docker engine, over its own socket: `docker stats` would take two seconds for each."""
 
 import http.client
 import json
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from perf.limits import Usage
+from perf.usage import Usage
 
 API = "/v1.41"  # Engine 20.10, the first with `one-shot` statistics
 

@@ -1,33 +1,16 @@
-"""CPU and memory limits of local processes, and what they used: cgroups v1 or v2 where they can be written, else taskset."""
+"""CPU and memory limits of local processes: cgroups v1 or v2 where they can be written, else taskset."""
 
 import contextlib
 import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from perf.usage import Usage, of_process_group
 
 ROOT = Path("/")
 PERIOD_US = 100_000
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What processes have used: CPU since they began, working set (no page cache that can go) now, time kept from running."""
-
-    cpu_seconds: float = 0.0
-    memory_bytes: int = 0
-    throttled_seconds: float = 0.0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.cpu_seconds + other.cpu_seconds,
-            self.memory_bytes + other.memory_bytes,
-            self.throttled_seconds + other.throttled_seconds,
-        )
 
 
 class Group:
@@ -61,7 +44,7 @@ class CgroupV1(Group):
     def command(self, command: Sequence[str]) -> list[str]:
         return _joining([folder / "tasks" for folder in self.folders.values()], command)
 
-    def usage(self, pgid: int) -> Usage:
+    def usage(self, _pgid: int) -> Usage:
         memory = self.folders["memory"]
         cached = _pairs(memory / "memory.stat")["total_inactive_file"]
         return Usage(
@@ -87,7 +70,7 @@ class CgroupV2(Group):
     def command(self, command: Sequence[str]) -> list[str]:
         return _joining([self.folder / "cgroup.procs"], command)
 
-    def usage(self, pgid: int) -> Usage:
+    def usage(self, _pgid: int) -> Usage:
         cpu = _pairs(self.folder / "cpu.stat")
         cached = _pairs(self.folder / "memory.stat")["inactive_file"]
         memory = max(0, int((self.folder / "memory.current").read_text()) - cached)
@@ -109,7 +92,7 @@ class Affinity(Group):
         return ["taskset", "--cpu-list", ",".join(map(str, self.cores)), *command]
 
     def usage(self, pgid: int) -> Usage:
-        return sum(map(_process_usage, _members(pgid)), start=Usage())
+        return of_process_group(pgid)
 
 
 def limited(name: str, index: int, cpus: float, memory_bytes: int, root: Path = ROOT) -> Group:
@@ -136,11 +119,13 @@ def _own(root: Path) -> Iterator[tuple[list[str], Path]]:
 
 
 def _v1_folders(root: Path, name: str) -> dict[str, Path] | None:
-    found = {}
+    found: dict[str, Path] = {}
     for controllers, path in _own(root):
         for controller in controllers:
             found[controller] = root / "sys/fs/cgroup" / controller / path / name
-    wanted = {c: found[c] for c in ("cpu", "cpuacct", "memory") if c in found and os.access(found[c].parent, os.W_OK)}
+    wanted: dict[str, Path] = {
+        c: found[c] for c in ("cpu", "cpuacct", "memory") if c in found and os.access(found[c].parent, os.W_OK)
+    }
     return wanted if len(wanted) == 3 else None
 
 
@@ -176,24 +161,3 @@ def _remove(folder: Path) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def _members(pgid: int) -> Iterator[Path]:
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int(_stat(process)[2]) == pgid:
-                yield process
-
-
-def _stat(process: Path) -> list[str]:
-    """Fields of /proc/PID/stat from the third on; the second, a name in brackets, may hold spaces."""
-    return (process / "stat").read_text().rpartition(")")[2].split()
-
-
-def _process_usage(process: Path) -> Usage:
-    try:
-        fields = _stat(process)
-        resident = int((process / "statm").read_text().split()[1]) * PAGE
-    except OSError:  # ended meanwhile
-        return Usage()
-    return Usage((int(fields[11]) + int(fields[12])) / TICKS, resident)

@@ -1,0 +1,128 @@
+"""A stack by docker compose: the project's own docker-compose.yml with this run's figures in its environment."""
+
+import functools
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from perf import engine, queues
+from perf.deployment import Deployment, StackError
+from perf.usage import Ledger, Usage
+
+REPO = Path(__file__).parents[1]
+PORTS = {"single": 8000, "balanced": 8080, "scaled": 8080}
+READY_S = 120
+
+
+class Project:
+    """The containers of one compose project."""
+
+    def __init__(self, name: str, profile: str, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.profile = profile
+        self.environment = {**os.environ, **environment, "COMPOSE_PROJECT_NAME": name, "COMPOSE_PROFILES": profile}
+        self.service = "single" if profile == "single" else "replica"
+        self.ledger = Ledger()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{PORTS[self.profile]}"
+
+    @property
+    def limited_by(self) -> str:
+        return "docker: CPU quota and memory limit a container"
+
+    def run(self, *arguments: str) -> str:
+        """`docker compose ARGUMENTS`, apart from the terminal's interrupts, so that taking down is never cut short.
+
+        Raises:
+            StackError: it failed.
+        """
+        command = ["docker", "compose", "--ansi", "never", "--progress", "quiet", *arguments]
+        try:
+            done = subprocess.run(  # noqa: S603  our own command
+                command,
+                cwd=REPO,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=True,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise StackError("no docker command; install Docker or use the local engine") from error
+        except subprocess.CalledProcessError as error:
+            said = "\n".join(error.stderr.strip().splitlines()[-5:])
+            raise StackError(f"docker compose {' '.join(arguments)} failed: {said}") from error
+        return done.stdout
+
+    def up(self) -> None:
+        """Start everything and wait until it is healthy."""
+        build()
+        self.run("up", "--detach", "--wait", "--wait-timeout", str(READY_S), "--no-build")
+
+    def down(self) -> None:
+        """Stop and remove containers and networks."""
+        self.run("down", "--remove-orphans", "--volumes")
+
+    def replicas(self) -> int:
+        """Replicas that are ready now."""
+        return sum(map(engine.healthy, engine.containers(self.name, self.service)))
+
+    def usage(self) -> Usage:
+        """Of every container of the project, those that have ended included in what only grows."""
+        return self.ledger.update(self._usages(None))
+
+    def asked(self) -> int:
+        """Replicas that run, ready or not."""
+        return len(engine.containers(self.name, self.service))
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU used so far by each ready replica."""
+        return {name: used.cpu_seconds for name, used in self._usages(self.service).items()}
+
+    def queue_images(self) -> dict[str, float]:
+        """Images that wait at each ready replica."""
+        ready = filter(engine.healthy, engine.containers(self.name, self.service))
+        return queues.waiting({c["Id"]: f"http://{engine.address(c)}:8000" for c in ready})
+
+    def scale(self, replicas: int) -> None:
+        """As many replicas; fewer one at a time, so that nginx's one retry never meets a second that leaves."""
+        now = self.asked()
+        for count in range(now - 1, replicas - 1, -1) if replicas < now else [replicas]:
+            scale = f"{self.service}={count}"
+            self.run("up", "--detach", "--no-recreate", "--no-deps", "--no-build", "--scale", scale, self.service)
+
+    def _usages(self, service: str | None) -> dict[str, Usage]:
+        found = {}
+        for container in engine.containers(self.name, service):
+            if service is None or engine.healthy(container):
+                try:
+                    found[container["Id"]] = engine.usage(container["Id"])
+                except engine.EngineError:  # gone since it was listed
+                    continue
+        return found
+
+
+@functools.cache
+def build() -> None:
+    """The images of all stacks, from this checkout; once a process."""
+    Project("sous", "single,scaled", {}).run("build")
+
+
+def project(wanted: Deployment) -> Project:
+    """A project of its own for one deployment; its scaler, where it has one, runs with the same environment."""
+    environment = {
+        "COMPOSE_FILE": "docker-compose.yml:deploy/compose.models.yml",
+        "MODELS_DIR": str((wanted.models_dir / wanted.model).resolve()),
+        "ONLY_MODEL": wanted.model,
+        "SOUS_DEFAULT_MODEL": wanted.model,
+        "REPLICAS": str(wanted.first_replicas),
+        "MAX_REPLICAS": str(wanted.max_replicas),
+        "REPLICA_CPUS": str(wanted.cpus),
+        "REPLICA_MEMORY": f"{wanted.memory_mb}M",
+        "SCALE_FASTER": str(wanted.faster),
+        "PROJECT_DIR": str(REPO),
+    }
+    return Project(f"sous-perf-{os.getpid()}", wanted.kind, environment)

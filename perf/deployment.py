@@ -1,0 +1,50 @@
+"""What a stack under test is: its kind, its model, and the figures of its replicas."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["plain", "single", "balanced", "scaled"]
+Engine = Literal["docker", "local"]
+
+# 2 cores: MAX_REPLICAS x CPUS = 1.5, nginx 0.1, the load generator 0.4. The same figures as .env; a test compares them.
+CPUS = 0.5
+MEMORY_MB = 512
+REPLICAS = 2
+MAX_REPLICAS = 3
+PLAIN_MEMORY_MB = 2048  # `model.predict` takes about 1 GB: it is measured, not ended
+FASTER = 30.0  # a scale-down window of 300 s becomes 10 s, for a load compressed in time
+
+
+class StackError(RuntimeError):
+    """A stack that did not come up or did not move, and why."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One stack to bring up.
+
+    Args:
+        kind: `plain` is always local; `single` is on port 8000, `balanced` and `scaled` are nginx on 8080.
+        model: the only model served; empty serves all of `models_dir`.
+        models_dir: packages (NAME/VERSION/); for `plain` a folder of Keras files.
+        replicas: of `balanced`.
+        cpus: limit of each replica, in cores.
+        memory_mb: limit of each replica; `plain` has at least PLAIN_MEMORY_MB.
+        max_replicas: of `scaled`, which begins with 1.
+        faster: divides every window and period of the scaled stack's rule.
+    """
+
+    kind: Kind
+    model: str
+    models_dir: Path
+    replicas: int = REPLICAS
+    cpus: float = CPUS
+    memory_mb: int = MEMORY_MB
+    max_replicas: int = MAX_REPLICAS
+    faster: float = FASTER
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas that the stack begins with."""
+        return self.replicas if self.kind == "balanced" else 1

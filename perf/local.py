@@ -1,0 +1,184 @@
+"""A stack by local processes, for machines without Docker: the service under gunicorn, and nginx, on the same ports."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from perf import queues
+from perf.deployment import PLAIN_MEMORY_MB, Deployment, StackError
+from perf.limits import limited
+from perf.processes import REPO, Process, refuse_taken
+from perf.usage import Ledger, Usage
+
+PLAIN_PORT, SINGLE_PORT, BALANCER_PORT, FIRST_REPLICA_PORT = 8100, 8000, 8080, 8001
+FORGET_S = 1.0  # nginx's old worker passes requests on until it has read its new configuration
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a replica is started: the command for a port, its environment, its limits."""
+
+    command: Callable[[int], list[str]]
+    environment: dict[str, str]
+    cpus: float
+    memory_bytes: int
+
+
+class Replicas:
+    """Equal replicas on ports of their own, and nginx before them where `balancer_port` is given."""
+
+    def __init__(self, recipe: Recipe, first_port: int, balancer_port: int | None, folder: Path) -> None:
+        self.recipe = recipe
+        self.first_port = first_port
+        self.balancer_port = balancer_port
+        self.folder = folder
+        self.running: dict[int, Process] = {}
+        self.nginx: Process | None = None
+        self.ledger = Ledger()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.balancer_port or self.first_port}"
+
+    @property
+    def limited_by(self) -> str:
+        return next(process.group.how for process in self.running.values() if process.group)
+
+    def up(self, replicas: int) -> None:
+        """Start as many replicas and wait until they answer.
+
+        Raises:
+            StackError: a port is taken, or one does not become ready.
+        """
+        self._start(replicas)
+        if self.balancer_port is None:
+            return
+        refuse_taken(self.balancer_port)
+        self._configure()
+        command = ["nginx", "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
+        self.nginx = Process("nginx", command, {}, None)
+        self.nginx.wait_ready(f"{self.url}/health/ready")
+
+    def down(self) -> None:
+        """End everything that was started; the balancer first, so that it sees no replica leave."""
+        stopping = [self.nginx, *self.running.values()]
+        for process in filter(None, stopping):
+            process.stop()
+        self.running.clear()
+
+    def replicas(self) -> int:
+        """Replicas that are ready now."""
+        return sum(process.serves() for process in list(self.running.values()))
+
+    def usage(self) -> Usage:
+        """Of every process of the stack, those that have ended included in what only grows."""
+        now = self._usages(ready=False)
+        if self.nginx and self.nginx.alive():
+            now["nginx"] = self.nginx.usage()
+        return self.ledger.update(now)
+
+    def asked(self) -> int:
+        """Replicas that run, ready or not."""
+        return len(self.running)
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU used so far by each ready replica."""
+        return {name: used.cpu_seconds for name, used in self._usages(ready=True).items()}
+
+    def queue_images(self) -> dict[str, float]:
+        """Images that wait at each ready replica."""
+        ready = [port for port, process in list(self.running.items()) if process.serves()]
+        return queues.waiting({str(port): f"http://127.0.0.1:{port}" for port in ready})
+
+    def scale(self, replicas: int) -> None:
+        """As many replicas: new ones are ready before nginx hears of them, old ones leave after it forgot them."""
+        self._start(replicas - len(self.running))
+        self._leave(list(self.running)[replicas:])
+
+    def roll(self) -> None:
+        """Every replica replaced by a new one, one at a time."""
+        for port in list(self.running):
+            self._start(1)
+            self._leave([port])
+
+    def _leave(self, ports: list[int]) -> None:
+        """nginx gets those that stay, then the others end."""
+        self.usage()  # what they used is counted before they go
+        leaving = [self.running.pop(port) for port in ports]
+        if self.nginx:
+            self._configure()
+            self.nginx.process.send_signal(signal.SIGHUP)
+            time.sleep(FORGET_S)
+        for process in leaving:
+            process.stop()
+
+    def _usages(self, ready: bool) -> dict[str, Usage]:
+        found = {}
+        for port, process in list(self.running.items()):
+            if process.serves() or not ready:
+                with suppress(OSError):  # ended since
+                    found[str(port)] = process.usage()
+        return found
+
+    def _start(self, count: int) -> None:
+        ports = [port for port in range(self.first_port, self.first_port + 99) if port not in self.running][
+            : max(0, count)
+        ]
+        for port in ports:
+            refuse_taken(port)
+            name = f"sous-{os.getpid()}-{port}"
+            group = limited(name, len(self.running), self.recipe.cpus, self.recipe.memory_bytes)
+            self.running[port] = Process(f"replica {port}", self.recipe.command(port), self.recipe.environment, group)
+        for port in ports:
+            self.running[port].wait_ready(f"http://127.0.0.1:{port}/health/ready")
+
+    def _configure(self) -> None:
+        servers = " ".join(f"127.0.0.1:{port}" for port in self.running)
+        given = {"SERVERS": servers, "LISTEN": f"127.0.0.1:{self.balancer_port}", "RUN": str(self.folder), "LOG": "/dev/null"}
+        rendered = subprocess.run(  # noqa: S603  our own script
+            [REPO / "deploy/nginx/render"], env={**os.environ, **given}, check=True, capture_output=True, text=True
+        )
+        (self.folder / "nginx.conf").write_text(rendered.stdout)
+
+
+def replicas(stack: ExitStack, wanted: Deployment) -> Replicas:
+    """The deployment's replicas, not started yet; their folders end with `stack`."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sous-stack-")))
+    folder.chmod(0o755)  # nginx's worker is another user
+    if wanted.kind == "plain":
+        return Replicas(_plain(wanted), PLAIN_PORT, None, folder)
+    recipe = _service(wanted, folder / "models")
+    if wanted.kind == "single":
+        return Replicas(recipe, SINGLE_PORT, None, folder)
+    return Replicas(recipe, FIRST_REPLICA_PORT, BALANCER_PORT, folder)
+
+
+def _service(wanted: Deployment, folder: Path) -> Recipe:
+    """The service, with a folder that holds links to the packages it is to serve."""
+    folder.mkdir()
+    for package in [wanted.models_dir / wanted.model] if wanted.model else wanted.models_dir.iterdir():
+        (folder / package.name).symlink_to(package.resolve())
+    return Recipe(
+        lambda port: [sys.executable, "-m", "service", "--bind", f"127.0.0.1:{port}"],
+        {"SOUS_MODELS_DIR": str(folder), "SOUS_DEFAULT_MODEL": wanted.model},
+        wanted.cpus,
+        wanted.memory_mb * 1024**2,
+    )
+
+
+def _plain(wanted: Deployment) -> Recipe:
+    """The plain recipe with a Keras file."""
+    named = [wanted.models_dir / f"{wanted.model}{ending}" for ending in (".keras", ".h5")]
+    source = next((path for path in named if path.exists()), None)
+    if source is None:
+        raise StackError(f"none of {', '.join(map(str, named))}; the plain recipe serves the Keras file")
+    command = [sys.executable, str(REPO / "perf/plain.py"), "--source", str(source)]
+    memory_mb = max(wanted.memory_mb, PLAIN_MEMORY_MB)
+    return Recipe(lambda port: [*command, "--port", str(port)], {}, wanted.cpus, memory_mb * 1024**2)

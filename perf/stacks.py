@@ -1,0 +1,82 @@
+"""Bring a stack up, wait until it is ready, take it down: by docker compose, or by local processes."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from perf import compose, local, scaler
+from perf.deployment import Deployment, Engine, Kind, StackError
+from perf.usage import Usage
+
+
+class Running(Protocol):
+    """A stack that is up and ready."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def limited_by(self) -> str:
+        """What holds each replica to its CPU and memory."""
+
+    def replicas(self) -> int:
+        """Replicas that are ready now."""
+
+    def usage(self) -> Usage:
+        """Of all processes of the stack; counters only grow, also while replicas come and go."""
+
+    def scale(self, replicas: int) -> None:
+        """As many replicas, without losing a request."""
+
+
+@contextlib.contextmanager
+def up(kind: Kind, *, model: str, models_dir: Path, engine: Engine, **figures: Any) -> Iterator[Running]:
+    """A ready stack, taken down again whatever happens inside; `figures` are those of `Deployment`.
+
+    Raises:
+        StackError: no such model, no engine, a port taken, or not ready in time; nothing is left behind.
+    """
+    wanted = Deployment(kind, model, models_dir, **figures)
+    if kind != "plain" and not (models_dir / model).is_dir():
+        raise StackError(f"no package {model or '(any)'} in {models_dir}; convert a model or name another folder")
+    with ExitStack() as stack:
+        yield _by_compose(stack, wanted) if engine == "docker" and kind != "plain" else _local(stack, wanted)
+
+
+def _by_compose(stack: ExitStack, wanted: Deployment) -> Running:
+    project = compose.project(wanted)
+    stack.callback(project.down)
+    project.up()
+    return project
+
+
+def _local(stack: ExitStack, wanted: Deployment) -> Running:
+    replicas = local.replicas(stack, wanted)
+    stack.callback(replicas.down)
+    replicas.up(wanted.first_replicas)
+    if wanted.kind == "scaled":
+        stack.enter_context(_scaled(replicas, wanted))
+    return replicas
+
+
+@contextlib.contextmanager
+def _scaled(cluster: scaler.Cluster, wanted: Deployment) -> Iterator[None]:
+    """The scaler that compose runs as a container, as a thread."""
+    hpa, interval_s = scaler.rule("cpu", 1, wanted.max_replicas, wanted.faster)
+    stop = threading.Event()
+    meter = scaler.Meter(cluster, hpa.metric, wanted.cpus)
+    thread = threading.Thread(target=scaler.follow, args=(meter, hpa, interval_s, stop.wait, _say), name="scaler")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"scaler: {line}\n")
