@@ -8,13 +8,14 @@ Neither says which photo a request carried (index -1), and neither sends at a co
 import csv
 import shutil
 import sys
+import time
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import accumulate, chain, repeat
-from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
-from perf.photos import CONTENT_TYPE, load
+from perf import photos
 from perf.samples import Sample
 
 UNKNOWN_PHOTO = -1
@@ -30,6 +31,7 @@ class Load(NamedTuple):
     seconds: float
     schedule: tuple[tuple[float, float], ...] = ()  # (requests a second, seconds) in turn; empty: a closed loop
     processes: int = 1  # locust processes or wrk threads
+    origin: float = 0.0  # Unix time that samples count from
 
 
 class Tool(NamedTuple):
@@ -51,7 +53,8 @@ def locust_commands(load: Load, folder: Path) -> list[list[str]]:
     kind = ["--seconds", f"{load.seconds}"]
     if load.schedule:
         kind = ["--schedule", ",".join(f"{rate}x{seconds}" for rate, seconds in load.schedule)]
-    base = [sys.executable, "-m", "perf.load", "--url", load.url, "--photos", str(load.photos), "--users", str(load.users)]
+    base = [sys.executable, "-m", "perf.load", "--url", load.url, "--photos", str(load.photos)]
+    kind += ["--users", str(load.users), "--origin", f"{load.origin or time.time()}"]
     shares = range(1, load.processes + 1)
     return [[*base, *kind, "--share", f"{n}/{load.processes}", "--out", str(folder / f"{n}.csv")] for n in shares]
 
@@ -70,7 +73,7 @@ def wrk_commands(load: Load, folder: Path) -> list[list[str]]:
     """One wrk with our script; wrk takes whole seconds."""
     threads = ["-t", str(load.processes), "-c", str(load.users), "-d", f"{max(1, round(load.seconds))}s", "--timeout", "30s"]
     script = str(Path(__file__).with_name("wrk.lua"))
-    return [["wrk", *threads, "--latency", "-s", script, load.url, "--", CONTENT_TYPE, *_bodies(load, folder)]]
+    return [["wrk", *threads, "--latency", "-s", script, load.url, "--", photos.CONTENT_TYPE, *_bodies(load, folder)]]
 
 
 def wrk_samples(load: Load, folder: Path) -> list[Sample]:
@@ -83,13 +86,9 @@ def wrk_samples(load: Load, folder: Path) -> list[Sample]:
         return []
     answered = sum(count for status, count in statuses if status)
     latencies = chain(_at_quantiles(values, answered), repeat(1000.0 * load.seconds))
-    return _evenly(totals[0][0], totals[0][1], list(latencies_statuses(latencies, statuses)))
-
-
-def latencies_statuses(latencies: "chain[float]", statuses: list[tuple[int, int]]) -> list[tuple[float, int]]:
-    """Each answer's latency with a status; requests without an answer (status 0) come last."""
-    codes = chain.from_iterable(repeat(status, count) for status, count in sorted(statuses, key=lambda s: s[0] == 0))
-    return list(zip(latencies, codes, strict=False))  # latencies go on for ever: those without an answer have no time
+    codes = chain.from_iterable(repeat(status, count) for status, count in sorted(statuses, reverse=True))
+    # requests without an answer (status 0) come last and take the load's whole time
+    return _evenly(totals[0][0], totals[0][1], [(next(latencies), code) for code in codes])
 
 
 def _at_quantiles(histogram: list[tuple[float, int]], n: int) -> list[float]:
@@ -104,7 +103,7 @@ def siege_commands(load: Load, folder: Path) -> list[list[str]]:
     (folder / "siegerc").write_text(SIEGE_SETTINGS)
     (folder / "urls").write_text("".join(f"{load.url} POST <{body}\n" for body in bodies))
     seconds = f"{max(1, round(load.seconds))}S"
-    settings = ["-R", str(folder / "siegerc"), "-f", str(folder / "urls"), "-T", CONTENT_TYPE]
+    settings = ["-R", str(folder / "siegerc"), "-f", str(folder / "urls"), "-T", photos.CONTENT_TYPE]
     return [["siege", *settings, "-b", "-c", str(load.users), "-t", seconds]]
 
 
@@ -130,14 +129,13 @@ def _evenly(elapsed_s: float, size: int, answers: list[tuple[float, int]]) -> li
 
 def _bodies(load: Load, folder: Path) -> list[str]:
     """The request bodies as files."""
-    photos = load_photos(load.photos)
-    files = [folder / f"body-{k}.jpg" for k in range(len(photos))]
-    for file, photo in zip(files, photos, strict=True):
-        file.write_bytes(photo.body)
-    return [str(file) for file in files]
+    files = []
+    for k, photo in enumerate(photos.load(load.photos)):
+        (file := folder / f"body-{k}.jpg").write_bytes(photo.body)
+        files.append(str(file))
+    return files
 
 
-load_photos = load
 TOOLS = {
     "locust": Tool(locust_commands, locust_samples),
     "wrk": Tool(wrk_commands, wrk_samples),

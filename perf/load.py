@@ -10,6 +10,7 @@ from locust import FastHttpUser, constant, task  # first: it patches the standar
 from locust.env import Environment
 from locust.exception import StopUser
 
+# isort: split
 import argparse
 import csv
 import itertools
@@ -83,8 +84,8 @@ def closed_loop(seconds: float, photos: int, first: int) -> Iterator[Send]:
         yield now, k % photos
 
 
-def record(samples: list[Sample], began: float) -> Any:
-    """A listener of locust's `request` event that keeps each request as a Sample."""
+def record(samples: list[Sample], origin: float) -> Any:
+    """A listener of locust's `request` event that keeps each request as a Sample, timed from `origin` (Unix time)."""
 
     def listen(
         start_time: float, response_time: float, response_length: int, response: Any, context: Any, **_: Any
@@ -92,19 +93,19 @@ def record(samples: list[Sample], began: float) -> Any:
         intended = context["intended"]
         latency_ms = (start_time - intended) * 1000 + response_time
         status = getattr(response, "status_code", 0) or 0
-        samples.append(Sample(intended - began, latency_ms, status, response_length, context["photo"]))
+        samples.append(Sample(intended - origin, latency_ms, status, response_length, context["photo"]))
 
     return listen
 
 
-def generate(url: str, photos: list[Photo], users: int, sends: Iterator[Send], samples: list[Sample]) -> None:
+def generate(url: str, photos: list[Photo], users: int, sends: Iterator[Send], listen: Any) -> None:
     """Send until `sends` is used up and every answer is in."""
     parts = urlsplit(url)
     began = time.time()
     shared = {"host": f"{parts.scheme}://{parts.netloc}", "path": f"{parts.path}?{parts.query}", "abstract": False}
     user = type("User", (Sender,), {**shared, "photos": photos, "sends": sends, "began": began})
     environment = Environment(user_classes=[user])
-    environment.events.request.add_listener(record(samples, began))
+    environment.events.request.add_listener(listen)
     runner = environment.create_local_runner()
     runner.spawn_users({user.__name__: users})
     runner.user_greenlets.join()
@@ -118,6 +119,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--schedule", type=parse_schedule)
+    parser.add_argument("--origin", type=float, default=time.time(), help="Unix time that samples count from")
     parser.add_argument("--share", default="1/1", help="this process's part of the load: number/processes")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(arguments)
@@ -143,7 +145,7 @@ def main() -> None:
     samples: list[Sample] = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        generate(given.url, photos, users, sends, samples)
+        generate(given.url, photos, users, sends, record(samples, given.origin))
     except KeyboardInterrupt:
         pass
     with given.out.open("w", newline="") as file:

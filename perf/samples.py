@@ -41,6 +41,7 @@ class Second(NamedTuple):
     throttled_s: float  # time a CPU limit held the stack back
     generator_cpu_s: float
     steal_s: float  # time the host gave to other machines
+    busy_s: float  # CPU time of everything on this machine
 
 
 def append_samples(folder: Path, part: Part, samples: Iterable[Sample]) -> None:
@@ -80,8 +81,7 @@ def read_resources(folder: Path) -> dict[Part, list[Second]]:
     parts: dict[Part, list[Second]] = defaultdict(list)
     for row in _rows(folder / RESOURCES):
         part, at_s, replicas, memory, *counters = Part(*row[:3]), *row[3:]
-        cpu, throttled, generator, steal = map(float, counters)
-        parts[part].append(Second(float(at_s), int(replicas), int(memory), cpu, throttled, generator, steal))
+        parts[part].append(Second(float(at_s), int(replicas), int(memory), *map(float, counters)))
     return dict(parts)
 
 

@@ -1,0 +1,121 @@
+"""Command line: `python -m perf run | report | compare | plan`."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from perf import commands
+from perf.run import FULL, STACKS
+from perf.recommend import CORE_HOUR_PRICE
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a user's mistake is one line and status 2."""
+    given = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command: Callable[[argparse.Namespace], int] = given.command
+    try:
+        return command(given)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    top = argparse.ArgumentParser(prog="python -m perf", description="Measure models on deployments and choose between them.")
+    commands_ = top.add_subparsers(required=True, metavar="COMMAND")
+    _run(commands_.add_parser("run", help="measure every model on every stack and write the report (perf/run.sh)"))
+    report = commands_.add_parser("report", help="draw the report again from its data")
+    report.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
+    _constraints(report)
+    report.set_defaults(command=commands.report)
+    compare = commands_.add_parser("compare", help="judge a change: two runs side by side, with intervals")
+    compare.add_argument("before", type=Path)
+    compare.add_argument("after", type=Path)
+    compare.set_defaults(command=commands.compare)
+    _plan(commands_.add_parser("plan", help="replicas, cores and price that a rate needs, from measured service times"))
+    return top
+
+
+def _run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("-t", "--threads", type=_count, default=1, help="load generator processes, or threads of wrk (%(default)s)")
+    run.add_argument("-c", "--connections", type=_count, default=10, help="users of the closed loop (%(default)s)")
+    run.add_argument("-d", "--duration", type=_duration, help=f"of the closed loop: 30s, 2m ({FULL.closed:g}s)")
+    run.add_argument("--latency", action=argparse.BooleanOptionalAction, default=True, help="print each cell's latency distribution")
+    run.add_argument("--rate", type=_positive, help="requests a second of the constant rate (60 %% of each cell's own peak)")
+    run.add_argument("--models", type=_names, help="of the packages, comma-separated (all)")
+    run.add_argument("--stacks", type=_names, default=STACKS, help=f"comma-separated ({','.join(STACKS)})")
+    run.add_argument("--tool", choices=("locust", "wrk", "siege"), default="locust", help="for the closed loop (%(default)s)")
+    run.add_argument("--photos", type=Path, help="folder of the photos to send (the shared ones, else made)")
+    run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/results-quick with --quick)")
+    run.add_argument("--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works")
+    run.add_argument("--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)")
+    run.add_argument("--replicas", type=_count, default=2, help="of the balanced stack, and most of the scaled (%(default)s)")
+    run.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (what fits the machine)")
+    run.add_argument("--memory-mb", type=_count, default=2048, help="memory limit of a replica (%(default)s)")
+    run.add_argument("--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)")
+    run.add_argument("--sources", type=Path, default=_sources(), help="folder of the Keras files, for the plain recipe (%(default)s)")
+    _constraints(run)
+    run.set_defaults(command=commands.run)
+
+
+def _constraints(command: argparse.ArgumentParser) -> None:
+    limits = command.add_argument_group("what the recommendation must meet")
+    limits.add_argument("--min-accuracy", type=_positive, default=0.0, help="top-1, 0 to 1")
+    limits.add_argument("--max-p99-ms", type=_positive, default=float("inf"))
+    limits.add_argument("--max-memory-mb", type=_positive, default=float("inf"))
+    limits.add_argument("--min-rate", type=_positive, default=0.0, help="answers a second")
+    limits.add_argument("--core-hour-price", type=_positive, default=CORE_HOUR_PRICE, help="in any currency (%(default)s)")
+
+
+def _plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
+    plan.add_argument("--rate", type=_positive, required=True, help="requests a second")
+    plan.add_argument("--max-p99-ms", type=_positive, default=100.0)
+    plan.add_argument("--mix", type=_mix, help="photo=share,...: of the measured photos (all alike)")
+    plan.add_argument("--core-hour-price", type=_positive, default=CORE_HOUR_PRICE)
+    plan.set_defaults(command=commands.plan)
+
+
+def _sources() -> Path:
+    """The Keras files: `source-models` of the checkout, or `models` of the shared folder."""
+    own = HERE.parent / "source-models"
+    return own if own.is_dir() else Path(os.environ.get("SOUS_SHARED") or HERE.parents[1] / "shared") / "models"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text}: above zero")
+    return value
+
+
+def _duration(text: str) -> float:
+    """wrk's 30, 30s, 2m, 1h in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    return _positive(number) * unit
+
+
+def _mix(text: str) -> dict[str, float]:
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    return {name: _positive(share) for name, _, share in pairs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

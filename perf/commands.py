@@ -1,0 +1,187 @@
+"""What each command does, and what it prints."""
+
+import argparse
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from perf import compare as comparing
+from perf import adapters, engine, facts, findings, photos, results, stacks, tables
+from perf import plan as planning
+from perf import report as reporting
+from perf import run as running
+from perf.console import table_text, wrk_summary
+from perf.recommend import Constraints
+from perf.run import FULL, QUICK, STACKS, STUDY_ORDER, Options, Times
+from perf.samples import RESOURCES, SAMPLES, Sample
+
+CPU_SHARES = 4  # of the machine: up to three replicas and the load generator
+WRITTEN = (results.RESULTS, SAMPLES, RESOURCES, "report.html", "report.md")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Measure and report; what an interrupted run has measured is reported too. 1 where no cell is valid, 130 interrupted."""
+    options = run_options(given)
+    sent = [photo.name for photo in photos.load(options.photos)]
+    run_facts = running.start(options, sent)
+    prepare(options.out)
+    cells, seconds = len(options.stacks) * len(options.models), running.length_s(options)
+    print(f"{cells} cells ({', '.join(options.stacks)} x {', '.join(options.models)}), about {seconds / 60:.0f} min {seconds % 60:02.0f} s, by {options.engine}")
+    status = 0
+    try:
+        with Progress(options, given.latency) as progress:
+            running.run(options, run_facts, stacks.up, progress.tick, progress.measured)
+    except KeyboardInterrupt:
+        print("interrupted: the report holds what was measured")
+        status = 130
+    return _report(options.out, given) or status
+
+
+class Progress:
+    """The bar with its ETA, in planned seconds; each cell's summary is printed above it."""
+
+    def __init__(self, options: Options, latency: bool) -> None:
+        self.options, self.latency = options, latency
+        self.ended = 0.0  # planned seconds of the cells that are over
+        layout = "{desc:<26}{percentage:3.0f}% |{bar}| {elapsed} passed, {postfix}"
+        total = round(running.length_s(options), 1)
+        self.bar = tqdm(total=total, bar_format=layout, mininterval=0.5, dynamic_ncols=True, postfix="")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def tick(self, name: str, seconds: float) -> None:
+        """So many seconds of a cell have passed."""
+        self.bar.set_description_str(name, refresh=False)
+        self._reach(self.bar.n + seconds)
+
+    def measured(self, cell: dict[str, Any], samples: list[Sample]) -> None:
+        """A cell is over: print what its closed loop measured, or why it did not."""
+        self.ended += running.cell_s(self.options, cell["stack"])
+        self._reach(self.ended)
+        self.bar.clear()
+        print(f"\n{cell['stack']} {cell['model']}")
+        if samples:
+            print(wrk_summary(cell["url"], samples, self.options.threads, self.options.users, self.latency), flush=True)
+        if cell.get("reason"):
+            print(cell["reason"], flush=True)
+
+    def _reach(self, seconds: float) -> None:
+        left = max(0.0, self.bar.total - seconds)
+        self.bar.set_postfix_str(f"about {left // 60:.0f}:{left % 60:02.0f} left", refresh=False)
+        self.bar.update(min(seconds, self.bar.total) - self.bar.n)
+
+
+def run_options(given: argparse.Namespace) -> Options:
+    """The command line with its defaults worked out; raises ValueError for what cannot be run."""
+    known = facts.names(given.models_dir)
+    models = given.models or tuple(sorted(known, key=lambda name: (_place(name), name)))
+    if unknown := [name for name in models if name not in known] or (not models and ["any"]):
+        raise ValueError(f"no package of {', '.join(unknown)} in {given.models_dir} (there: {', '.join(known) or 'none'}): name others with --models, or their folder with --models-dir")
+    if unknown := [name for name in given.stacks if name not in STACKS]:
+        raise ValueError(f"unknown stack {', '.join(unknown)}: choose from {', '.join(STACKS)}")
+    adapters.find(given.tool)
+    here = Path(__file__).parent
+    return Options(
+        stacks=tuple(given.stacks),
+        models=models,
+        tool=given.tool,
+        threads=given.threads,
+        users=given.connections,
+        rate=given.rate,
+        times=times(given.quick, given.duration),
+        engine=given.engine or ("docker" if engine.available() else "local"),
+        replicas=given.replicas,
+        cpus=given.cpus or len(os.sched_getaffinity(0)) / CPU_SHARES,
+        memory_mb=given.memory_mb,
+        models_dir=given.models_dir.resolve(),
+        sources=given.sources.resolve(),
+        photos=photo_folder(given.photos),
+        out=given.out or here / ("results-quick" if given.quick else "results"),
+    )
+
+
+def _place(name: str) -> int:
+    return STUDY_ORDER.index(name) if name in STUDY_ORDER else len(STUDY_ORDER)
+
+
+def times(quick: bool, closed_s: float | None) -> Times:
+    """Seconds of the parts of a cell; -d sets the closed loop and moves the other loads with it."""
+    base = QUICK if quick else FULL
+    if closed_s is None:
+        return base
+    scale = closed_s / base.closed
+    return replace(base, closed=closed_s, rate=max(1, base.rate * scale), level=max(1, base.level * scale))
+
+
+def photo_folder(given: Path | None) -> Path:
+    """The photos to send: those named, else the shared ones, else two made ones."""
+    if given or photos.default_folder().is_dir():
+        return (given or photos.default_folder()).resolve()
+    return photos.synthetic(Path(__file__).parent / "photos").resolve()
+
+
+def prepare(folder: Path) -> None:
+    """An empty folder for the results; raises ValueError where it holds something else than older results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if strange := sorted(p.name for p in folder.iterdir() if p.name not in (*WRITTEN, "plots")):
+        raise ValueError(f"{folder} holds other files ({', '.join(strange[:3])}): name an empty folder with --out")
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "plots", ignore_errors=True)
+
+
+def constraints(given: argparse.Namespace) -> Constraints:
+    """Those of the command line."""
+    if given.min_accuracy > 1:
+        raise ValueError(f"--min-accuracy {given.min_accuracy:g}: top-1 is between 0 and 1")
+    return Constraints(given.min_accuracy, given.max_p99_ms, given.max_memory_mb, given.min_rate, given.core_hour_price)
+
+
+def report(given: argparse.Namespace) -> int:
+    """Draw the report again."""
+    return _report(given.folder, given)
+
+
+def _report(folder: Path, given: argparse.Namespace) -> int:
+    made = reporting.write(folder, constraints(given))
+    for text in [*findings.headline(made.cells), *findings.warnings(made.cells)]:
+        print(text)
+    for choice in made.chosen.choices:
+        print(f"{choice.priority}: {choice.candidate.name} ({'; '.join(choice.reasons)})")
+    print(f"report: {folder / 'report.html'}")
+    return 0 if any(not cell.reasons for cell in made.cells) else 1
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Print two runs side by side."""
+    (_, before), (_, after) = results.read(given.before), results.read(given.after)
+    print(table_text(comparing.table(comparing.compare(before, after))))
+    for text in comparing.left_out(before, after):
+        print(f"left out: {text}")
+    return 0
+
+
+def plan(given: argparse.Namespace) -> int:
+    """Print what a rate needs, and how far the model can be trusted."""
+    facts_of_run, cells = results.read(given.folder)
+    check_mix(given.mix, facts_of_run["photos"])
+    needed = findings.needs(facts_of_run, cells, given.rate, given.max_p99_ms, given.core_hour_price, given.mix)
+    if not needed.rows:
+        raise ValueError(f"{given.folder} has no valid single stack with idle answers: run perf/run.sh --stacks single")
+    print(table_text(needed))
+    print(table_text(tables.checks(planning.check(facts_of_run, cells))))
+    return 0
+
+
+def check_mix(mix: dict[str, float] | None, measured: list[str]) -> None:
+    """Raise ValueError for a photo that was not measured."""
+    if unknown := [name for name in mix or {} if name not in measured]:
+        raise ValueError(f"photo {', '.join(unknown)} was not measured: choose from {', '.join(measured)}")

@@ -1,0 +1,90 @@
+"""Two runs side by side, with intervals, so that a change can be judged."""
+
+from typing import NamedTuple
+
+from perf.intervals import Interval, ratio
+from perf.summary import Cell
+from perf.tables import Table
+
+
+TIMED = "constant rate"
+SAME_RATE = 0.05
+
+
+class Difference(NamedTuple):
+    """One figure of one cell in both runs."""
+
+    name: str  # stack and model
+    figure: str
+    before: Interval
+    after: Interval
+    ratio: Interval  # after / before
+    more_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or no difference shown; a figure read once has no interval and gets no verdict."""
+        if self.ratio.low == self.ratio.value == self.ratio.high:
+            return "one reading"
+        if self.ratio.low <= 1 <= self.ratio.high:
+            return "no difference shown"
+        return "better" if (self.ratio.value > 1) == self.more_is_better else "worse"
+
+
+def compare(before: list[Cell], after: list[Cell]) -> list[Difference]:
+    """Every figure that both runs have, of the cells valid in both."""
+    old = {(c.stack, c.model): c for c in before if not c.reasons}
+    pairs = [(old[key], c) for c in after if not c.reasons and (key := (c.stack, c.model)) in old]
+    return [difference for a, b in pairs for difference in _differences(a, b)]
+
+
+def left_out(before: list[Cell], after: list[Cell]) -> list[str]:
+    """Cells that are not in both runs or not valid in both."""
+    names = [{f"{c.stack} {c.model}" for c in cells if not c.reasons} for cells in (before, after)]
+    return sorted({f"{c.stack} {c.model}" for c in (*before, *after)} - (names[0] & names[1]))
+
+
+def _differences(a: Cell, b: Cell) -> list[Difference]:
+    name, old, new = f"{a.stack} {a.model}", _figures(a), _figures(b)
+    if not same_rate(a, b):
+        new = {figure: value for figure, value in new.items() if TIMED not in figure}
+    return [
+        Difference(name, figure, old[figure], new[figure], ratio(old[figure], new[figure]), figure == "answers/s")
+        for figure in old
+        if figure in new
+    ]
+
+
+def same_rate(a: Cell, b: Cell) -> bool:
+    """Whether latency at the constant rate can be compared: both kept up, at rates within 5 % of each other."""
+    old, new = a.latency.get("rate"), b.latency.get("rate")
+    return bool(old and new and old.kept_up and new.kept_up and abs(new.offered / old.offered - 1) <= SAME_RATE)
+
+
+def _figures(cell: Cell) -> dict[str, Interval]:
+    figures: dict[str, Interval] = {"answers/s": cell.rate} if cell.rate else {}
+    for phase, latency in cell.latency.items():
+        load = TIMED if phase == "rate" else "closed loop"
+        figures |= {f"{mark} ms, {load}": getattr(latency, mark) for mark in ("p50", "p95", "p99")}
+    if cell.use:
+        figures["memory MB"] = _once(cell.use.memory_mb)
+        figures["CPU s/1,000"] = _once(cell.use.cpu_s_per_1000)
+    return figures
+
+
+def _once(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
+def table(differences: list[Difference]) -> Table:
+    """All differences as text."""
+    header = ["Cell", "Figure", "Before", "After", "After / before (95 %)", "Verdict"]
+    rows = [[d.name, d.figure, _text(d.before), _text(d.after), _text(d.ratio), d.verdict] for d in differences]
+    note = "Intervals hold the noise within each run, not that between days or machines: repeat a run to see that."
+    return Table("Two runs", header, rows, note)
+
+
+def _text(value: Interval) -> str:
+    if value.low == value.high:
+        return f"{value.value:.4g}"
+    return f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g})"

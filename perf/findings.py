@@ -1,0 +1,107 @@
+"""What the report says in words, each sentence from the run's figures."""
+
+from math import inf, isfinite
+from typing import Any
+
+from perf import plan, tables
+from perf.recommend import Candidate, Recommendation
+from perf.summary import Cell
+from perf.tables import Table, found
+
+CAPTIONS = {
+    "rates": "Ten users that send their next photo when the last is answered (as many as -c says); bars pale: the plain recipe; line: 95 % interval",
+    "models": "The plain recipe and one replica of ours, and the study's figures. Up and left is better for memory and response, up and right for the rate",
+    "deployments": "The same for every deployment measured",
+    "latency": "Timed from the intended send, so that a stall counts for every request it delays; each nine of the tail has the same room",
+    "scaling": "The study's varying load (low, medium, high, low) compressed in time; the replicas follow by the Kubernetes rule",
+    "pareto": "Named: nothing measured is at least as good in accuracy, rate, p99, memory and cost and better in one. Pale: dominated",
+}
+
+
+def when_and_where(run: dict[str, Any]) -> str:
+    machine, options = run["machine"], run["options"]
+    cells = len(run["cells"])
+    return f"{run['started'][:16].replace('T', ' ')} UTC · {machine['cpu']}, {machine['cores']} cores · {cells} deployments · load by {options['tool']}, {options['users']} users · commit {machine['commit'] or 'unknown'}"
+
+
+def headline(cells: list[Cell]) -> list[str]:
+    """How much faster ours is than the plain recipe, and in how much memory."""
+    lines = []
+    for model in dict.fromkeys(c.model for c in cells):
+        ours, plain = found(cells, "single", model), found(cells, "plain", model)
+        if ours and plain and ours.columns and plain.columns and ours.use and plain.use:
+            times, part = ours.columns.rate / plain.columns.rate, ours.use.memory_mb / plain.use.memory_mb
+            lines.append(f"{model}: {ours.columns.rate:.0f} answers a second on one replica, {times:.1f} times the plain recipe's {plain.columns.rate:.1f}, in {part:.0%} of its memory.")
+    return lines
+
+
+def warnings(cells: list[Cell]) -> list[str]:
+    """What was measured but may not be used."""
+    return [f"{c.model} on {c.stack} is left out of the recommendation: {'; '.join(c.reasons)}" for c in cells if c.reasons]
+
+
+def constraints(chosen: Recommendation) -> str:
+    """The limits given, and what is left."""
+    limits = chosen.constraints
+    given = [
+        (limits.min_accuracy > 0, f"accuracy at least {limits.min_accuracy:g}"),
+        (limits.max_p99_ms < inf, f"p99 at most {limits.max_p99_ms:g} ms"),
+        (limits.max_memory_mb < inf, f"memory at most {limits.max_memory_mb:g} MB"),
+        (limits.min_rate > 0, f"at least {limits.min_rate:g} answers a second"),
+    ]
+    named = ", ".join(text for is_given, text in given if is_given) or "none given (--min-accuracy, --max-p99-ms, --max-memory-mb, --min-rate set them)"
+    text = f"Constraints: {named}. Cost: a core-hour at {limits.core_hour_price:g}, the cores each deployment reserves (or uses, where nothing holds it to them), at full load."
+    if chosen.choices:
+        return text
+    if chosen.refused:
+        return f"{text} No deployment meets them: loosen the constraint that the table below names most, or plan more replicas (python -m perf plan)."
+    return f"{text} There is no valid measurement to choose from."
+
+
+def figures(c: Candidate) -> list[tuple[str, str]]:
+    """A choice's own figures."""
+    return [
+        ("Top-1", f"{100 * c.accuracy:.1f} %"),
+        ("Rate", f"{c.rate:.0f}/s" if c.rate >= 20 else f"{c.rate:.1f}/s"),
+        ("p99", f"{c.p99_ms:.0f} ms" if isfinite(c.p99_ms) else "no limit"),
+        ("Memory", f"{c.memory_mb:.0f} MB"),
+        ("Cost of a million", f"{c.cost:.2f}"),
+    ]
+
+
+def needs(run: dict[str, Any], cells: list[Cell], rate: float, max_p99_ms: float, price: float, mix: dict[str, float] | None = None) -> Table:
+    """What a rate needs of each model that has a measured single stack, and of the plain recipe beside it."""
+    cpus, rows = run["options"]["cpus"], []
+    for cell in (c for c in cells if c.stack in ("single", "plain") and not c.reasons):
+        if one := plan.service(cell):
+            name = cell.model if cell.stack == "single" else f"{cell.model}, plain recipe"
+            rows.append((name, plan.need(name, one, rate, max_p99_ms, cpus, price, mix)))
+    return tables.needs(rate, max_p99_ms, price, sorted(rows, key=lambda row: "plain" in row[0]))
+
+
+def method(run: dict[str, Any]) -> list[str]:
+    """How the figures came about."""
+    options, seconds = run["options"], run["options"]["seconds"]
+    rate = f"{options['rate']:g} requests a second" if options["rate"] else "60 % of the closed loop's rate"
+    return [
+        f"Each cell: bring the stack up and wait until it is ready, {seconds['warm']:g} s of warm-up (discarded), {seconds['idle']:g} s of one connection, {seconds['closed']:g} s closed loop with {options['users']} users, {seconds['rate']:g} s at {rate} timed from the intended send; a scaled stack also 4 x {seconds['level']:g} s of varying load; take it down. Resources are read from cgroups or /proc once a second.",
+        f"Photos, in turn: {', '.join(run['photos'])}. Engine: {options['engine']}; CPU limit {options['cpus']:g} cores and memory limit {options['memory_mb']} MB a replica, the plain recipe the same; balanced has {options['replicas']} replicas.",
+        "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise within this run, not that between machines or days. The load generator shares the machine; its CPU is recorded, and a run in which it is saturated, the host takes CPU time, over 1 % of requests fail or no replica is ready is invalid.",
+    ]
+
+
+def machine(run: dict[str, Any]) -> Table:
+    """The machine and the versions measured."""
+    facts = run["machine"]
+    rows = [
+        ["CPU", f"{facts['cpu']}, {facts['cores']} cores, {', '.join(facts['flags']) or 'no vector flags'}"],
+        ["Memory", f"{facts['memory_mb']:,} MB"],
+        ["System", f"{facts['system']}, Python {facts['python']}"],
+        ["Versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+    ]
+    return Table("Machine", ["", ""], rows)
+
+
+def notes(cells: list[Cell]) -> list[str]:
+    """What a reader should know of single cells."""
+    return [f"{c.model} on {c.stack}: {'; '.join(c.notes)}." for c in cells if c.notes]

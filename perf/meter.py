@@ -1,0 +1,159 @@
+"""Drive one load at a running stack and read its resources once a second.
+
+Counters of cgroups and `/proc` are read as they are: nothing here burns CPU that would be measured.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from perf.adapters import Load, Tool
+from perf.samples import Sample, Second
+
+TICK_S = 1.0
+OVERTIME_S = 45.0  # a request may take 30 s to fail; then the generator has written and left
+CLOCK = os.sysconf("SC_CLK_TCK")
+
+
+class Usage(Protocol):
+    """What all processes of a stack have used."""
+
+    @property
+    def cpu_seconds(self) -> float: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def throttled_seconds(self) -> float: ...
+
+
+class Running(Protocol):
+    """A stack that is up and ready."""
+
+    @property
+    def url(self) -> str: ...
+    def replicas(self) -> int: ...
+    def usage(self) -> Usage: ...
+
+
+Keep = Callable[[list[Sample], list[Second]], None]
+
+
+def drive(tool: Tool, load: Load, stack: Running, keep: Keep, tick: Callable[[float], None]) -> None:
+    """Run one load to its end; what was measured goes to `keep` also when the load is interrupted.
+
+    Args:
+        tick: called about once a second with the seconds that have passed since the last call.
+
+    Raises:
+        RuntimeError: the generator failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="sous-perf-") as name:
+        folder, seconds = Path(name), list[Second]()
+        try:
+            with generators(tool.commands(load, folder), folder) as processes:
+                watch(processes, load, stack, seconds, tick)
+        finally:
+            keep(tool.samples(load, folder), seconds)
+        check(processes, folder)
+
+
+@contextlib.contextmanager
+def generators(commands: list[list[str]], folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The load tool's processes, each printing to `N.out`; none is left when the block ends, however it ends."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, command in enumerate(commands, 1):
+            with (folder / f"{number}.out").open("wb") as out:
+                # a session of its own: Ctrl-C at the terminal reaches us, and we end it and read what it measured
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            processes.append(process)
+        yield processes
+    finally:
+        for process in processes:
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a generator: asked first, so that it writes what it has, then killed."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def watch(
+    processes: list["subprocess.Popen[bytes]"],
+    load: Load,
+    stack: Running,
+    seconds: list[Second],
+    tick: Callable[[float], None],
+) -> None:
+    """Append one Second a second until the generators have ended or are long overdue."""
+    began = last = time.monotonic()
+    planned = sum(s for _, s in load.schedule) or load.seconds
+    used: dict[int, float] = {}
+    while True:
+        now = time.monotonic()
+        tick(now - last)
+        last = now
+        used.update({p.pid: cpu for p in processes if (cpu := cpu_seconds(p.pid)) is not None})
+        # a replica that comes or goes may have no counters at this moment: the next second has them
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+            seconds.append(read(stack, now - began, sum(used.values())))
+        if all(p.poll() is not None for p in processes) or now - began > planned + OVERTIME_S:
+            return
+        wait(processes, TICK_S - (time.monotonic() - now))
+
+
+def wait(processes: list["subprocess.Popen[bytes]"], seconds: float) -> None:
+    """Sleep, but no longer than the first process lives."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        processes[0].wait(max(0.01, seconds))
+
+
+def read(stack: Running, at_s: float, generator_cpu_s: float) -> Second:
+    """All counters now."""
+    usage = stack.usage()
+    return Second(
+        at_s,
+        stack.replicas(),
+        usage.memory_bytes,
+        usage.cpu_seconds,
+        usage.throttled_seconds,
+        generator_cpu_s,
+        *machine_seconds(),
+    )
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """User and system time of a process (proc(5), fields 14 and 15), None when it is gone or only a zombie."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else (int(fields[10]) + int(fields[11])) / CLOCK
+
+
+def machine_seconds() -> tuple[float, float]:
+    """Steal and busy time of all CPUs (proc(5): user nice system idle iowait irq softirq steal)."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+    return steal / CLOCK, (user + nice + system + irq + softirq + steal) / CLOCK
+
+
+def check(processes: list["subprocess.Popen[bytes]"], folder: Path) -> None:
+    """Raise RuntimeError with the tool's last words when it failed."""
+    for number, process in enumerate(processes, 1):
+        if process.returncode not in (0, -signal.SIGINT):
+            words = (folder / f"{number}.out").read_text(errors="replace").strip().splitlines()
+            raise RuntimeError(f"the load generator ended with {process.returncode}: {' | '.join(words[-3:])}")

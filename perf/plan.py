@@ -1,0 +1,149 @@
+"""Capacity beyond this machine: measured service times in a queueing simulation say what a rate needs and costs.
+
+The demand of a model is the CPU time its `single` stack used a request; how it differs from photo to photo, and by how
+much it varies, comes from the same stack's idle answers. The model is checked against every measured cell.
+"""
+
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+
+from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
+from perf.summary import SPREAD, Cell
+
+REQUESTS = 20_000  # simulated for one answer
+WARM = 2_000  # of them left out at the start
+MOST_BUSY = 0.8  # utilisation a plan goes to: what is left carries a burst or a lost replica
+MOST_REPLICAS = 20_000
+CLOSE = 0.15  # the model is trusted within this part of the measured figure
+
+
+@dataclass(frozen=True)
+class Service:
+    """What one request of a model needs, from measurements."""
+
+    demand_s: float  # CPU time, mean over the measured photos
+    photos: dict[str, float]  # CPU time by photo
+    spread: list[float]  # quantiles (SPREAD) of a request's time over its photo's mean
+    idle_s: float  # answer time with nothing else running
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a rate needs of one model."""
+
+    model: str
+    replicas: int
+    cores: float
+    utilisation: float
+    p50_ms: float
+    p99_ms: float
+    price_hour: float
+    price_million: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured figure beside the simulated one."""
+
+    name: str  # stack and model
+    figure: str
+    measured: float
+    simulated: float
+
+    @property
+    def error(self) -> float:
+        return self.simulated / self.measured - 1
+
+
+def service(cell: Cell) -> Service | None:
+    """The service times a measured cell shows; None where it has too little."""
+    if not cell.use or not cell.idle or not cell.use.cpu_s_per_1000:
+        return None
+    demand = cell.use.cpu_s_per_1000 / 1000
+    idle_s = {name: photo["mean_ms"] / 1000 for name, photo in cell.idle.items()}
+    mean = float(np.mean(list(idle_s.values())))
+    photos = {name: max(0.2 * demand, demand + seconds - mean) for name, seconds in idle_s.items()}
+    spread = np.mean([photo["spread"] for photo in cell.idle.values()], axis=0).tolist()
+    return Service(demand, photos, spread, mean)
+
+
+def demands(one: Service, n: int, mix: dict[str, float] | None, rng: np.random.Generator) -> Floats:
+    """CPU seconds of n requests: photos drawn by the mix (all alike without one), each with its spread."""
+    names = list(one.photos)
+    shares = np.array([mix.get(name, 0.0) for name in names] if mix else [1.0] * len(names))
+    photo_s = np.array([one.photos[name] for name in names])[rng.choice(len(names), n, p=shares / shares.sum())]
+    middle = np.array([0.0, *SPREAD, 100.0])
+    values = np.array([one.spread[0], *one.spread, one.spread[-1]])
+    return photo_s * np.interp(rng.uniform(0, 100, n), middle, values)
+
+
+def replicas(number: int, cpus: float) -> Replicas:
+    """Replicas with a CPU limit: the service runs one slot a whole core, and at least one."""
+    slots = max(1, floor(cpus))
+    return Replicas(number, slots, cpus / slots)
+
+
+def need(model: str, one: Service, rate: float, max_p99_ms: float, cpus: float, price: float, mix: dict[str, float] | None = None) -> Need | None:
+    """The fewest replicas that answer `rate` within the limit, at most MOST_BUSY busy; None if no number does.
+
+    Args:
+        cpus: CPU limit of a replica, cores.
+        price: of a core for an hour.
+    """
+    rng = np.random.default_rng(0)
+    arrivals, work = poisson(rate, REQUESTS, rng), demands(one, REQUESTS, mix, rng)
+    first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * cpus)))
+
+    def outcome(number: int) -> Outcome:
+        return open_loop(arrivals, work, _fixed(one, cpus), replicas(number, cpus))
+
+    def enough(number: int) -> bool:
+        return float(np.percentile(outcome(number).latency_s[WARM:], 99)) * 1000 <= max_p99_ms
+
+    number = smallest(enough, first, min(MOST_REPLICAS, first * 8 + 8))
+    if number is None:
+        return None
+    made = outcome(number)
+    late = made._replace(latency_s=made.latency_s[WARM:])
+    hour = number * cpus * price
+    busy = rate * float(work.mean()) / (number * cpus)
+    return Need(model, number, number * cpus, busy, late.percentile_ms(50), late.percentile_ms(99), hour, hour / (rate * 3600) * 1e6)
+
+
+def _fixed(one: Service, cpus: float) -> float:
+    """What an idle answer takes beside its service."""
+    target = replicas(1, cpus)
+    return max(0.0, one.idle_s - one.demand_s / target.speed)
+
+
+def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
+    """Every valid cell of ours against the simulation, with the service times of its model's `single` stack."""
+    services = {c.model: service(c) for c in cells if c.stack == "single" and not c.reasons}
+    found = []
+    for cell in cells:
+        one = services.get(cell.model)
+        if one and cell.stack != "plain" and not cell.reasons and cell.use and cell.columns:
+            found += _check_cell(run, cell, one)
+    return found
+
+
+def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
+    assert cell.use and cell.columns  # noqa: S101 - for the type checker: check() passes no other
+    rng, name, cpus = np.random.default_rng(0), f"{cell.stack} {cell.model}", run["options"]["cpus"]
+    number = max(1, round(cell.use.replicas))
+    # on one machine the generator takes its part of the cores
+    left = (run["machine"]["cores"] - cell.use.generator_cores) / number
+    target = replicas(number, cpus)._replace(speed=min(cpus, left) / max(1, floor(cpus)))
+    fixed, work = _fixed(one, cpus), demands(one, REQUESTS, None, rng)
+    closed = closed_loop(run["options"]["users"], work, fixed, target)
+    found = [
+        Check(name, "closed loop, answers/s", cell.columns.rate, closed.rate),
+        Check(name, "closed loop, mean ms", 1000 * cell.columns.response_s, 1000 * float(closed.latency_s.mean())),
+    ]
+    if (timed := cell.latency.get("rate")) and timed.kept_up:
+        made = open_loop(np.arange(REQUESTS) / timed.offered, work, fixed, target)
+        found.append(Check(name, "constant rate, mean ms", timed.mean, 1000 * float(made.latency_s.mean())))
+    return found

@@ -1,0 +1,56 @@
+"""What the project promises of a run on its own stacks, beside what was measured."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from perf.summary import Cell
+from perf.tables import Table, found, memory_of, rate_of
+
+INT8_DROP = 0.5  # points of top-1
+TIMES_PLAIN = {"mobilenet_v2": 10, "resnet101_v2": 6}
+TWO_REPLICAS = 1.8
+
+
+def promises(run: dict[str, Any], cells: list[Cell]) -> Table:
+    """What the project promises of such a run, beside what was measured."""
+    rows = [*_availability(cells), *_against_plain(cells), *_int8(run), *_balancing(cells)]
+    marks = {k: {"yes": "good", "no": "bad"}.get(row[2], "muted") for k, row in enumerate(rows)}
+    return Table("Promises", ["Promise", "Measured", "Met"], rows, marks=marks)
+
+
+def _availability(cells: list[Cell]) -> Iterable[list[str]]:
+    ours = [c for c in cells if c.stack != "plain" and c.columns]
+    if ours:
+        worst = min(ours, key=lambda c: c.columns.availability if c.columns else 0)
+        value = worst.columns.availability if worst.columns else 0
+        yield ["every model on every stack of ours answers 100 %", f"lowest: {worst.model} on {worst.stack}, {value:.2f} %", _met(value == 100)]
+
+
+def _against_plain(cells: list[Cell]) -> Iterable[list[str]]:
+    for model, times in TIMES_PLAIN.items():
+        ours, plain = found(cells, "single", model), found(cells, "plain", model)
+        rate, base = rate_of(ours), rate_of(plain)
+        if rate and base:
+            yield [f"{model}: at least {times} × the plain recipe", f"{rate / base:.1f} × ({rate:.1f} against {base:.1f}/s)", _met(rate >= times * base)]
+        memory, plain_memory = memory_of(ours), memory_of(plain)
+        if memory and plain_memory:
+            yield [f"{model}: at most a third of its memory", f"{memory / plain_memory:.2f} ({memory:.0f} against {plain_memory:.0f} MB)", _met(memory <= plain_memory / 3)]
+
+
+def _int8(run: dict[str, Any]) -> Iterable[list[str]]:
+    for name, model in run["models"].items():
+        if model["accuracy"] is not None and model["float_accuracy"] is not None:
+            drop = 100 * (model["float_accuracy"] - model["accuracy"])
+            yield [f"{name}: int8 within 0.5 points of float", f"{drop:+.2f} points lost", _met(drop <= INT8_DROP)]
+
+
+def _balancing(cells: list[Cell]) -> Iterable[list[str]]:
+    for cell in (c for c in cells if c.stack == "balanced"):
+        one, both = rate_of(found(cells, "single", cell.model)), rate_of(cell)
+        if one and both and cell.use:
+            text = f"{both / one:.2f} × with {cell.use.replicas:.0f} replicas; generator {cell.use.generator_cores:.2f} cores, stack {cell.use.cores:.2f}"
+            yield [f"{cell.model}: balanced at least 1.8 × one replica, where cores allow", text, _met(both >= TWO_REPLICAS * one)]
+
+
+def _met(is_met: bool) -> str:
+    return "yes" if is_met else "no"

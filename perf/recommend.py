@@ -1,0 +1,231 @@
+"""Which model on which stack: constraints first, then one choice for each priority, with its reasons and what would change it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from math import inf
+from typing import NamedTuple
+
+from perf.summary import Cell
+
+CORE_HOUR_PRICE = 0.04  # a core for an hour in any currency, if no price is given; it moves no ranking
+STEPS = 10  # weights of the balance are tried in steps of 1 / STEPS
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a choice must meet, and the price of a core."""
+
+    min_accuracy: float = 0.0  # top-1, 0 to 1
+    max_p99_ms: float = inf
+    max_memory_mb: float = inf
+    min_rate: float = 0.0  # answers a second
+    core_hour_price: float = CORE_HOUR_PRICE
+
+
+class Candidate(NamedTuple):
+    """A valid cell as the figures a choice is made from."""
+
+    stack: str
+    model: str
+    accuracy: float
+    rate: float
+    p99_ms: float
+    memory_mb: float
+    cost: float  # of a million answers, at full load
+    rate_low: float  # 95 % interval of the rate
+    rate_high: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} on {self.stack}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer to one priority."""
+
+    priority: str
+    candidate: Candidate
+    reasons: list[str]
+    change: list[str]  # what would change it
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The four choices, and why everything else was left out."""
+
+    constraints: Constraints
+    choices: list[Choice] = field(default_factory=list)
+    front: list[Candidate] = field(default_factory=list)  # Pareto: nothing is as good in everything and better in one
+    dominated: list[tuple[Candidate, Candidate]] = field(default_factory=list)  # (candidate, one that dominates it)
+    refused: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): constraints
+    invalid: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): measurement
+
+
+class Axis(NamedTuple):
+    """One figure of a candidate, as a number where more is better."""
+
+    name: str
+    good: Callable[[Candidate], float]
+
+
+AXES = (
+    Axis("accuracy", lambda c: c.accuracy),
+    Axis("rate", lambda c: c.rate),
+    Axis("p99", lambda c: -c.p99_ms),
+    Axis("memory", lambda c: -c.memory_mb),
+    Axis("cost", lambda c: -c.cost),
+)
+
+
+def recommend(cells: list[Cell], constraints: Constraints, cpus: float) -> Recommendation:
+    """Choose among the valid cells.
+
+    Args:
+        cpus: CPU limit of one replica, cores; what a replica costs whether it works or waits.
+    """
+    valid = [c for c in cells if not c.reasons and c.use and c.accuracy is not None]
+    candidates = [candidate(c, cpus, constraints.core_hour_price) for c in valid]
+    refused = [(c.name, why) for c in candidates if (why := refusal(c, constraints))]
+    open_ = [c for c in candidates if not refusal(c, constraints)]
+    front = [c for c in candidates if not dominator(c, candidates)]
+    return Recommendation(
+        constraints=constraints,
+        choices=list(_choices(open_)) if open_ else [],
+        front=front,
+        dominated=[(c, by) for c in candidates if (by := dominator(c, candidates))],
+        refused=refused,
+        invalid=[(f"{c.model} on {c.stack}", "; ".join(c.reasons)) for c in cells if c.reasons],
+    )
+
+
+def candidate(cell: Cell, cpus: float, price: float) -> Candidate:
+    """A cell's figures; its cores are those reserved for its replicas, or used where nothing held it to them."""
+    use, rate = cell.use, cell.rate
+    assert use and rate and cell.accuracy is not None  # noqa: S101 - for the type checker: recommend() passes no other
+    cores = max(use.replicas * cpus, use.cores)
+    cost = cores * price / 3600 / rate.value * 1e6
+    return Candidate(cell.stack, cell.model, cell.accuracy, rate.value, cell.p99_ms, use.memory_mb, cost, rate.low, rate.high)
+
+
+def refusal(c: Candidate, limits: Constraints) -> str:
+    """Which constraints a candidate misses, with figures; empty when it meets them all."""
+    missed = [
+        (c.accuracy < limits.min_accuracy, f"accuracy {c.accuracy:.3f} under {limits.min_accuracy:g}"),
+        (c.rate < limits.min_rate, f"{c.rate:.1f}/s under {limits.min_rate:g}/s"),
+        (c.p99_ms > limits.max_p99_ms, f"p99 {c.p99_ms:.0f} ms over {limits.max_p99_ms:g} ms"),
+        (c.memory_mb > limits.max_memory_mb, f"memory {c.memory_mb:.0f} MB over {limits.max_memory_mb:g} MB"),
+    ]
+    return ", ".join(text for is_missed, text in missed if is_missed)
+
+
+def dominator(c: Candidate, candidates: list[Candidate]) -> Candidate | None:
+    """The cheapest candidate that is at least as good on every axis and better on one."""
+    better = [o for o in candidates if _at_least(o, c) and any(a.good(o) > a.good(c) for a in AXES)]
+    return min(better, key=lambda o: (o.cost, o.name), default=None)
+
+
+def _at_least(a: Candidate, b: Candidate) -> bool:
+    return all(axis.good(a) >= axis.good(b) for axis in AXES)
+
+
+def _choices(open_: list[Candidate]) -> Iterator[Choice]:
+    yield _cheapest(open_)
+    yield _fastest(open_)
+    yield _balanced(open_)
+    yield _most_accurate(open_)
+
+
+def _cheapest(open_: list[Candidate]) -> Choice:
+    best, *rest = sorted(open_, key=lambda c: (c.cost, -c.accuracy, c.name))
+    reasons = [f"{best.cost:.2f} for a million answers at full load, the lowest of {len(open_)}"]
+    change = []
+    if rest:
+        other = rest[0]
+        reasons.append(f"next: {other.name} at {other.cost:.2f} (x {other.cost / best.cost:.2f})")
+        change.append(f"{other.name} would win if its cost fell by {1 - best.cost / other.cost:.0%}, as it would at {other.rate * other.cost / best.cost:.0f}/s")
+    if above := [c for c in rest if c.accuracy > best.accuracy]:
+        c = above[0]
+        points, extra = 100 * (c.accuracy - best.accuracy), c.cost - best.cost
+        change.append(f"worth changing if {points:.1f} points of accuracy are worth {extra:.2f} a million answers: {c.name}")
+    return Choice("lowest cost", best, reasons, [*change, "the price of a core moves every cost alike: it changes no ranking"])
+
+
+def _fastest(open_: list[Candidate]) -> Choice:
+    best, *rest = sorted(open_, key=lambda c: (-c.rate, c.cost, c.name))
+    reasons = [f"{best.rate:.0f} answers a second, the most of {len(open_)}; p99 {_ms(best.p99_ms)}"]
+    change = []
+    if rest:
+        other = rest[0]
+        reasons.append(f"next: {other.name} at {other.rate:.0f}/s ({other.rate / best.rate - 1:+.0%})")
+        change.append(f"{other.name} would win if the leader's rate were {1 - other.rate / best.rate:.0%} lower")
+        if other.rate_high > best.rate_low:
+            change.append("their 95 % intervals overlap: another run may swap them")
+    if cheaper := [c for c in rest if c.cost < best.cost]:
+        c = min(cheaper, key=lambda o: o.cost)
+        change.append(f"if {c.rate:.0f}/s is enough, {c.name} costs {1 - c.cost / best.cost:.0%} less an answer")
+    return Choice("highest throughput", best, reasons, change)
+
+
+def _most_accurate(open_: list[Candidate]) -> Choice:
+    best, *rest = sorted(open_, key=lambda c: (-c.accuracy, c.cost, c.name))
+    same = [c for c in rest if c.accuracy == best.accuracy]
+    reasons = [f"top-1 {100 * best.accuracy:.1f} %, the highest of {len(open_)}"]
+    if same:
+        reasons.append(f"of {len(same) + 1} deployments of equal accuracy the cheapest ({best.cost:.2f} a million answers)")
+    change = [f"if throughput matters beside accuracy: {c.name}, {c.rate:.0f}/s" for c in same if c.rate > 1.1 * best.rate][:1]
+    if lower := [c for c in rest if c.accuracy < best.accuracy]:
+        other = lower[0]
+        points = 100 * (best.accuracy - other.accuracy)
+        change.append(f"{points:.1f} points less accuracy is {other.name}: x {other.rate / best.rate:.1f} the rate, x {other.cost / best.cost:.1f} the cost")
+    return Choice("highest accuracy", best, reasons, change)
+
+
+def _balanced(open_: list[Candidate]) -> Choice:
+    front = [c for c in open_ if not dominator(c, open_)]
+    wins = _wins(front)
+    best = max(front, key=lambda c: (_score(c, front, [1.0] * len(AXES)), -c.cost))
+    total = sum(len(weights) for weights in wins.values())
+    share = len(wins[best]) / total
+    figures = f"top-1 {100 * best.accuracy:.1f} %, {best.rate:.0f}/s, p99 {_ms(best.p99_ms)}, {best.memory_mb:.0f} MB, {best.cost:.2f} a million"
+    reasons = [
+        f"the best mean place between the worst and the best of the front, all {len(AXES)} figures weighing alike: {figures}",
+        f"first in {share:.0%} of {total} other weightings of accuracy, rate, p99, memory and cost",
+    ]
+    rivals = sorted((c for c in front if c != best and wins[c]), key=lambda c: -len(wins[c]))
+    return Choice("balance", best, reasons, [_swing(c, wins[c], total) for c in rivals[:2]])
+
+
+def _wins(front: list[Candidate]) -> dict[Candidate, list[tuple[int, ...]]]:
+    """For each candidate the weightings (tenths that add up to one) under which it comes first."""
+    wins: dict[Candidate, list[tuple[int, ...]]] = {c: [] for c in front}
+    for weights in product(range(STEPS + 1), repeat=len(AXES)):
+        if sum(weights) == STEPS:
+            wins[max(front, key=lambda c: (_score(c, front, list(weights)), -c.cost))].append(weights)
+    return wins
+
+
+def _score(c: Candidate, among: list[Candidate], weights: "list[float] | list[int]") -> float:
+    """Weighted mean of the candidate's places, 0 (worst of `among`) to 1 (best), on every axis."""
+    return sum(w * _place(axis, c, among) for axis, w in zip(AXES, weights, strict=True)) / sum(weights)
+
+
+def _place(axis: Axis, c: Candidate, among: list[Candidate]) -> float:
+    values = [v for o in among if (v := axis.good(o)) != -inf]
+    if axis.good(c) == -inf or not values:
+        return 0.0
+    span = max(values) - min(values)
+    return (axis.good(c) - min(values)) / span if span else 1.0
+
+
+def _swing(c: Candidate, weights: list[tuple[int, ...]], total: int) -> str:
+    """Which weights bring a rival to the front: the axis it leans on most and the least that axis must weigh."""
+    mean = [sum(w[k] for w in weights) / len(weights) / STEPS for k in range(len(AXES))]
+    k = max(range(len(AXES)), key=lambda j: mean[j])
+    least = min(w[k] for w in weights) / STEPS
+    return f"{c.name} in {len(weights) / total:.0%} of the weightings: those in which {AXES[k].name} weighs most (mean {mean[k]:.0%}, from {least:.0%})"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value != inf else "without limit (it did not keep up)"

@@ -1,0 +1,50 @@
+"""`results.json`: the run's facts and its cells, written and read back."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from perf.intervals import Interval
+from perf.samples import read_resources, read_samples
+from perf.summary import Cell, Columns, Latency, Use, summarise
+
+RESULTS = "results.json"
+
+
+def save(folder: Path, run: dict[str, Any], cells: list[Cell] | None = None) -> None:
+    """Replace `results.json` in one step; `cells` only once the samples are summarised."""
+    new = folder / f".{RESULTS}"
+    new.write_text(json.dumps({"run": run, "cells": [asdict(c) for c in cells or []]}, indent=1) + "\n")
+    new.replace(folder / RESULTS)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
+    """The run and its cells: summarised from the samples where these are kept, else as they were summarised.
+
+    Raises:
+        ValueError: the folder holds no results.
+    """
+    try:
+        data = json.loads((folder / RESULTS).read_text())
+        run = data["run"]
+        samples = read_samples(folder)
+        cells = summarise(run, samples, read_resources(folder)) if samples else [_cell(c) for c in data["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no results of a run ({error}): make one with perf/run.sh --out {folder}") from error
+    return run, cells
+
+
+def _cell(data: dict[str, Any]) -> Cell:
+    nested = {
+        "columns": Columns(**data["columns"]) if data["columns"] else None,
+        "rate": Interval(**data["rate"]) if data["rate"] else None,
+        "use": Use(**data["use"]) if data["use"] else None,
+        "latency": {phase: _latency(values) for phase, values in data["latency"].items()},
+    }
+    return Cell(**data | nested)
+
+
+def _latency(data: dict[str, Any]) -> Latency:
+    marks = {mark: Interval(**data[mark]) for mark in ("p50", "p95", "p99")}
+    return Latency(**data | marks | {"curve": [(p, ms) for p, ms in data["curve"]]})

@@ -1,0 +1,185 @@
+"""A run: for every stack and model, bring it up, load it, take it down, and keep what was measured at once."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from perf import adapters, facts, results, samples
+from perf.adapters import Load
+from perf.meter import Running, drive
+from perf.samples import Part, Sample, Second
+from perf.summary import columns
+
+STACKS = ("plain", "single", "balanced", "scaled")
+STUDY_ORDER = ("previous", "mobilenet_v2", "resnet101_v2")
+RATE_OF_PEAK = 0.6  # of the closed loop's answered rate, where --rate does not say
+VARYING_OF_PEAK = (0.2, 0.5, 0.9, 0.2)  # the study's low, medium, high, low
+START_S = 1.5  # a generator's own start
+UP_S = {"plain": 9.0, "single": 4.0, "balanced": 5.0, "scaled": 5.0}  # bring up and take down
+
+Tick = Callable[[str, float], None]
+Measured = Callable[[dict[str, Any], list[Sample]], None]
+Up = Callable[..., AbstractContextManager[Running]]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each part of a cell."""
+
+    warm: float
+    idle: float
+    closed: float
+    rate: float
+    level: float  # of each of the four levels of the varying load
+
+
+FULL = Times(warm=4, idle=3, closed=30, rate=20, level=12)
+QUICK = Times(warm=1, idle=1, closed=4, rate=3, level=3)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, with what."""
+
+    stacks: tuple[str, ...]
+    models: tuple[str, ...]
+    tool: str
+    threads: int
+    users: int
+    rate: float | None
+    times: Times
+    engine: str
+    replicas: int
+    cpus: float
+    memory_mb: int
+    models_dir: Path
+    sources: Path
+    photos: Path
+    out: Path
+
+
+def length_s(options: Options) -> float:
+    """About how long the run takes."""
+    return sum(cell_s(options, stack) for stack in options.stacks) * len(options.models)
+
+
+def cell_s(options: Options, stack: str) -> float:
+    """About how long one cell takes."""
+    times = options.times
+    loads = times.warm + times.idle + times.closed + times.rate + 4 * START_S
+    varying = 4 * times.level + START_S if stack == "scaled" else 0
+    return UP_S[stack] + loads + varying
+
+
+def start(options: Options, photos: list[str]) -> dict[str, Any]:
+    """The run's facts before anything is measured."""
+    known = {name: facts.model(name, options.models_dir, options.sources) for name in options.models}
+    given = {k: v for k, v in vars(options).items() if k not in ("models_dir", "sources", "photos", "out", "times")}
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": facts.machine(),
+        "options": given | {"seconds": vars(options.times)},
+        "photos": photos,
+        "models": known,
+        "cells": [],
+    }
+
+
+def run(options: Options, facts_of_run: dict[str, Any], up: Up, tick: Tick, measured: Measured) -> None:
+    """Measure every cell in turn. One that fails keeps its reason and does not stop the others.
+
+    Args:
+        tick: called with the cell's name and the seconds that passed since the last call.
+        measured: called after each cell with its facts and the samples of its closed loop.
+    """
+    for stack in options.stacks:
+        for model in options.models:
+            cell: dict[str, Any] = {"stack": stack, "model": model, "phases": {}}
+            facts_of_run["cells"].append(cell)
+            sent: list[Sample] = []
+            try:
+                measure(options, cell, up, partial(tick, f"{stack} {model}"), sent)
+            except KeyboardInterrupt:
+                cell["reason"] = "interrupted"
+                raise
+            except Exception as error:  # whatever a stack or a tool dies of is the cell's result
+                cell["reason"] = f"failed: {error}"
+            finally:
+                results.save(options.out, facts_of_run)
+                measured(cell, sent)
+
+
+def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[float], None], sent: list[Sample]) -> None:
+    """One cell: up, warm, idle, closed loop (its samples go to `sent`), constant rate, varying load if scaled, down."""
+    stack, times = cell["stack"], options.times
+    with bring_up(options, cell, up) as running:
+        part = partial(load, options, cell, running, tick)
+        part("warm", seconds=times.warm)
+        part("idle", seconds=times.idle, users=1)
+        sent += part("closed", seconds=times.closed, tool=options.tool)
+        if not (peak := answered_rate(sent)):
+            return
+        part("rate", levels=[(options.rate or peak * RATE_OF_PEAK, times.rate)])
+        if stack == "scaled":
+            part("varying", levels=[(peak * share, times.level) for share in VARYING_OF_PEAK])
+
+
+def bring_up(options: Options, cell: dict[str, Any], up: Up) -> AbstractContextManager[Running]:
+    """The cell's stack: the plain recipe is given the Keras files, ours the packages."""
+    plain = cell["stack"] == "plain"
+    return up(
+        cell["stack"],
+        model=cell["model"],
+        models_dir=options.sources if plain else options.models_dir,
+        engine=options.engine,
+        replicas=options.replicas,
+        cpus=options.cpus,
+        memory_mb=options.memory_mb,
+    )
+
+
+def load(
+    options: Options,
+    cell: dict[str, Any],
+    running: Running,
+    tick: Callable[[float], None],
+    phase: str,
+    *,
+    seconds: float = 0.0,
+    users: int | None = None,
+    tool: str = "locust",
+    levels: list[tuple[float, float]] | None = None,
+) -> list[Sample]:
+    """One part of a cell; its samples are written before it returns or raises, those of the warm-up dropped."""
+    part, kept = Part(cell["stack"], cell["model"], phase), list[Sample]()
+
+    def keep(sent: list[Sample], read: list[Second]) -> None:
+        kept.extend(sent)
+        if phase != "warm":
+            samples.append_samples(options.out, part, sent)
+            samples.append_resources(options.out, part, read)
+
+    users = users or options.users
+    cell["url"] = f"{running.url.rstrip('/')}/predict?model={cell['model']}"
+    if levels:
+        cell["phases"][phase] = {"offered": levels[0][0], "levels": levels}
+    order = Load(
+        url=cell["url"],
+        photos=options.photos,
+        users=users,
+        seconds=seconds,
+        schedule=tuple(levels or ()),
+        processes=min(users, options.threads),
+        origin=time.time(),
+    )
+    drive(adapters.find(tool), order, running, keep, tick)
+    return kept
+
+
+def answered_rate(sent: list[Sample]) -> float:
+    """Answers with 2xx a second."""
+    return columns(sent).rate if sent else 0.0

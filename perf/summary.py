@@ -1,0 +1,240 @@
+"""Samples and resources of a run -> one Cell a stack and model: the study's twelve columns and what they left out.
+
+Everything here is a function of the recorded data alone, so a report drawn again is the same report.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from perf.intervals import Floats, Interval, percentiles, rate
+from perf.samples import Part, Sample, Second
+from perf.validity import generator_cores, other_share, reasons
+
+MB = 1e6  # bytes, as siege and the study count
+CURVE = (0, 1, 2, 5, *range(10, 95, 5), 95, 96, 97, 98, 99, 99.5, 99.9, 100)  # percentiles kept for the plots
+SPREAD = (2.5, *range(5, 100, 5), 97.5)  # percentiles kept of the idle service time
+THROTTLED_NOTE = 0.05
+OTHER_NOTE = 0.10
+KEPT_UP = 0.95  # answered of offered at a constant rate: below it a queue grows for as long as one measures
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The study's twelve columns; siege's definitions, but only 2xx is success."""
+
+    transactions: int  # requests sent that ended
+    availability: float  # percent answered with 2xx
+    elapsed_s: float
+    transferred_mb: float  # answers
+    response_s: float  # mean
+    rate: float  # answered with 2xx a second
+    throughput_mb_s: float
+    concurrency: float  # mean number of requests under way
+    successful: int
+    failed: int
+    longest_s: float
+    shortest_s: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of the answered requests under one kind of load."""
+
+    offered: float  # requests a second; 0: a closed loop
+    answered: float
+    mean: float
+    p50: Interval
+    p95: Interval
+    p99: Interval
+    curve: list[tuple[float, float]]  # (percentile, ms)
+
+    @property
+    def kept_up(self) -> bool:
+        return self.answered >= KEPT_UP * self.offered
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the stack used in the closed loop."""
+
+    memory_mb: float  # steady: median of the second half
+    cpu_s_per_1000: float  # requests answered
+    cores: float
+    throttled: float  # seconds held back by the CPU limit, a second
+    generator_cores: float
+    replicas: float  # mean
+    other: float  # part of the machine's CPU time that other programs took
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A stack with a model, measured."""
+
+    stack: str
+    model: str
+    reasons: list[str]  # why it is invalid; empty: valid
+    notes: list[str] = field(default_factory=list)
+    accuracy: float | None = None  # top-1 on the evaluation photos, of the model as this stack serves it
+    disk_mb: float | None = None
+    columns: Columns | None = None
+    rate: Interval | None = None  # columns.rate with its interval
+    use: Use | None = None
+    latency: dict[str, Latency] = field(default_factory=dict)  # closed, rate
+    timeline: list[dict[str, float]] = field(default_factory=list)  # varying load, a point a second
+    idle: dict[str, dict[str, Any]] = field(default_factory=dict)  # by photo: mean_ms, spread (quantiles / mean)
+
+    @property
+    def p99_ms(self) -> float:
+        """At the constant rate (infinite where the stack did not keep up), in the closed loop if there is no other."""
+        latency = self.latency.get("rate") or self.latency.get("closed")
+        return latency.p99.value if latency and latency.kept_up else float("inf")
+
+
+Samples = dict[Part, list[Sample]]
+Resources = dict[Part, list[Second]]
+
+
+def summarise(run: dict[str, Any], samples: Samples, resources: Resources) -> list[Cell]:
+    """The cells of a run, in the order they were measured."""
+    return [_cell(run, facts, samples, resources) for facts in run["cells"]]
+
+
+def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resources: Resources) -> Cell:
+    parts = {phase: Part(facts["stack"], facts["model"], phase) for phase in ("idle", "closed", "rate", "varying")}
+    sent = {phase: samples.get(part, []) for phase, part in parts.items()}
+    seconds = {phase: resources.get(part, []) for phase, part in parts.items()}
+    known = {"stack": facts["stack"], "model": facts["model"], **_carried(run, facts)}
+    if not any(s.status // 100 == 2 for s in sent["closed"]):
+        why = "no request was answered" if sent["closed"] else "not measured"
+        return Cell(**known, reasons=[facts.get("reason") or why])
+    offered = {"closed": 0.0, "rate": facts["phases"].get("rate", {}).get("offered", 0.0)}
+    latency = {phase: latencies(sent[phase], offered[phase]) for phase in offered if sent[phase]}
+    use = resources_used(sent["closed"], seconds["closed"], run["machine"]["cores"])
+    return Cell(
+        **known,
+        reasons=reasons(run, facts, sent, seconds),
+        notes=notes(latency, use),
+        columns=columns(sent["closed"]),
+        rate=rate(*_answers(sent["closed"])[:2]),
+        use=use,
+        latency=latency,
+        timeline=timeline(sent["varying"], seconds["varying"], facts["phases"].get("varying", {}).get("levels", [])),
+        idle=idle(sent["idle"], run["photos"]),
+    )
+
+
+def _carried(run: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and size of the model as the stack serves it: plain the Keras file, ours the package."""
+    model = run["models"].get(facts["model"], {})
+    plain = facts["stack"] == "plain"
+    size = model.get("source_bytes" if plain else "package_bytes")
+    accuracy = model.get("float_accuracy" if plain else "accuracy")
+    return {"accuracy": accuracy, "disk_mb": size / MB if size else None}
+
+
+def columns(samples: list[Sample]) -> Columns:
+    """The twelve columns of one load."""
+    latency_s = np.array([s.latency_ms for s in samples]) / 1000
+    successful = sum(s.status // 100 == 2 for s in samples)
+    elapsed, megabytes = elapsed_s(samples), sum(s.bytes for s in samples) / MB
+    return Columns(
+        transactions=len(samples),
+        availability=100 * successful / len(samples),
+        elapsed_s=elapsed,
+        transferred_mb=megabytes,
+        response_s=float(latency_s.mean()),
+        rate=successful / elapsed,
+        throughput_mb_s=megabytes / elapsed,
+        concurrency=float(latency_s.sum()) / elapsed,
+        successful=successful,
+        failed=len(samples) - successful,
+        longest_s=float(latency_s.max()),
+        shortest_s=float(latency_s.min()),
+    )
+
+
+def elapsed_s(samples: list[Sample]) -> float:
+    """From the first send to the last answer."""
+    return max(s.at_s + s.latency_ms / 1000 for s in samples) - min(s.at_s for s in samples)
+
+
+def _answers(samples: list[Sample]) -> tuple[Floats, float, Floats]:
+    """Moments of the 2xx answers after the first send, elapsed time, and their latencies in ms."""
+    first = min(s.at_s for s in samples)
+    good = [s for s in samples if s.status // 100 == 2]
+    latency = np.array([s.latency_ms for s in good])
+    return np.array([s.at_s for s in good]) - first + latency / 1000, elapsed_s(samples), latency
+
+
+def latencies(samples: list[Sample], offered: float) -> Latency:
+    """Percentiles with intervals of one load."""
+    finished, elapsed, values = _answers(samples)
+    p50, p95, p99 = percentiles(finished, elapsed, values, (50, 95, 99))
+    curve = list(zip(CURVE, np.percentile(values, CURVE).tolist(), strict=True)) if len(values) else []
+    # a queue left at the end is still answered: the rate is that of the time in which requests were sent
+    sending = max(s.at_s for s in samples) - min(s.at_s for s in samples)
+    answered = float((finished <= max(sending, 1e-9)).sum() / sending) if sending else 0.0
+    mean = float(values.mean()) if len(values) else float("nan")
+    return Latency(offered, answered, mean, p50, p95, p99, curve)
+
+
+def resources_used(samples: list[Sample], seconds: list[Second], cores: int) -> Use | None:
+    """Memory, CPU and replicas of one load; None where nothing was read."""
+    if len(seconds) < 2:
+        return None
+    first, last = seconds[0], seconds[-1]
+    answered = sum(s.status // 100 == 2 for s in samples)
+    cpu, elapsed = last.cpu_s - first.cpu_s, elapsed_s(samples)
+    return Use(
+        memory_mb=float(np.median([s.memory_bytes for s in seconds[len(seconds) // 2 :]])) / MB,
+        cpu_s_per_1000=1000 * cpu / answered,
+        cores=cpu / elapsed,
+        throttled=(last.throttled_s - first.throttled_s) / elapsed,
+        generator_cores=generator_cores(samples, seconds),
+        replicas=float(np.mean([s.replicas for s in seconds])),
+        other=other_share(seconds, cores),
+    )
+
+
+def timeline(samples: list[Sample], seconds: list[Second], levels: list[list[float]]) -> list[dict[str, float]]:
+    """Offered and answered rate, median latency and replicas, second by second."""
+    if not samples:
+        return []
+    first = min(s.at_s for s in samples)
+    ends = [s.at_s + s.latency_ms / 1000 - first for s in samples]
+    points = []
+    for k in range(int(elapsed_s(samples))):
+        answered = [s.latency_ms for s, end in zip(samples, ends, strict=True) if k <= end < k + 1 and s.status // 100 == 2]
+        replicas = [s.replicas for s in seconds if s.at_s - first <= k + 1] or [s.replicas for s in seconds[:1]] or [0]
+        offered = sum(k <= s.at_s - first < k + 1 for s in samples)
+        median = float(np.median(answered)) if answered else 0.0
+        points.append({"at_s": k + 1.0, "offered": offered, "answered": len(answered), "p50_ms": median, "replicas": replicas[-1]})
+    return points
+
+
+def idle(samples: list[Sample], photos: list[str]) -> dict[str, dict[str, Any]]:
+    """Service time of each photo with nothing else running: the mean and its spread."""
+    found = {}
+    for index, name in enumerate(photos):
+        values = np.array([s.latency_ms for s in samples if s.photo == index and s.status // 100 == 2])
+        if len(values):
+            spread = np.percentile(values / values.mean(), SPREAD).tolist()
+            found[name] = {"mean_ms": float(values.mean()), "n": len(values), "spread": spread}
+    return found
+
+
+def notes(latency: dict[str, Latency], use: Use | None) -> list[str]:
+    """What a reader should know of a cell."""
+    found = []
+    timed = latency.get("rate")
+    if timed and not timed.kept_up:
+        found.append(f"did not keep up with {timed.offered:.0f}/s (answered {timed.answered:.0f}/s): its p99 has no limit")
+    if use is None:
+        return [*found, "its resources could not be read"]
+    if use.throttled > THROTTLED_NOTE:
+        found.append(f"held back by its CPU limit for {use.throttled:.2f} s a second in the closed loop")
+    if use.other > OTHER_NOTE:
+        found.append(f"other programs took {use.other:.0%} of the machine's CPU time meanwhile")
+    return found

@@ -1,0 +1,71 @@
+"""When a measurement may not be used, and why: each reason names its figure and its limit."""
+
+from typing import Any
+
+from perf.samples import Sample, Second
+
+GENERATOR_LIMIT = 0.85  # of a core, a generator process: above it, latency is the generator's own
+STEAL_LIMIT = 0.05  # of the machine's CPU time
+ERROR_LIMIT = 0.01  # of the requests
+
+
+def reasons(
+    run: dict[str, Any], facts: dict[str, Any], sent: dict[str, list[Sample]], seconds: dict[str, list[Second]]
+) -> list[str]:
+    """Why the cell is invalid, one sentence a reason; empty when it is valid."""
+    found = [facts["reason"]] if facts.get("reason") else []
+    processes, cores = run["options"]["threads"], run["machine"]["cores"]
+    for phase, name in (("closed", "closed loop"), ("rate", "constant rate")):
+        if not sent[phase]:
+            continue
+        found += _generator(name, generator_cores(sent[phase], seconds[phase]), processes)
+        found += _steal(name, seconds[phase], cores)
+        found += _errors(name, sent[phase])
+        found += _replicas(name, seconds[phase])
+    return found
+
+
+def generator_cores(samples: list[Sample], seconds: list[Second]) -> float:
+    """Cores the load generator used between its first and its last send."""
+    first, last = min(s.at_s for s in samples), max(s.at_s for s in samples)
+    inside = [s for s in seconds if first <= s.at_s <= last]
+    if len(inside) < 2:
+        return 0.0
+    return (inside[-1].generator_cpu_s - inside[0].generator_cpu_s) / (inside[-1].at_s - inside[0].at_s)
+
+
+def _generator(name: str, used: float, processes: int) -> list[str]:
+    limit = GENERATOR_LIMIT * processes
+    return [f"{name}: the load generator was saturated ({used:.2f} cores, limit {limit:.2f})"] if used > limit else []
+
+
+def _steal(name: str, seconds: list[Second], cores: int) -> list[str]:
+    if len(seconds) < 2:
+        return []
+    share = (seconds[-1].steal_s - seconds[0].steal_s) / (seconds[-1].at_s - seconds[0].at_s) / cores
+    limit = f"limit {STEAL_LIMIT:.0%}"
+    return [f"{name}: the host took {share:.0%} of the CPU time ({limit})"] if share > STEAL_LIMIT else []
+
+
+def _errors(name: str, samples: list[Sample]) -> list[str]:
+    failed = [s for s in samples if s.status // 100 != 2]
+    share = len(failed) / len(samples)
+    if share <= ERROR_LIMIT:
+        return []
+    kinds = ", ".join(_kind(status) for status in sorted({s.status for s in failed}))
+    return [f"{name}: {share:.1%} of the requests failed ({kinds}; limit {ERROR_LIMIT:.0%})"]
+
+
+def _kind(status: int) -> str:
+    return f"status {status}" if status else "no answer"
+
+
+def _replicas(name: str, seconds: list[Second]) -> list[str]:
+    return [f"{name}: no replica was ready for a time"] if any(s.replicas == 0 for s in seconds) else []
+
+
+def other_share(seconds: list[Second], cores: int) -> float:
+    """Part of the machine's CPU time that neither the stack nor the generator used."""
+    first, last = seconds[0], seconds[-1]
+    ours = last.cpu_s + last.generator_cpu_s - first.cpu_s - first.generator_cpu_s
+    return max(0.0, last.busy_s - first.busy_s - ours) / (last.at_s - first.at_s) / cores
