@@ -6,6 +6,47 @@ ARG CONVERT_BASE=debian:trixie-slim
 ARG SCALER_BASE=debian:trixie-slim
 ARG BALANCER_BASE=debian:forky-slim
 
+FROM ${BALANCER_BASE} AS balancer
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends nginx \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+COPY deploy/nginx /opt/sous/nginx
+USER www-data
+EXPOSE 8080
+HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
+    "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+STOPSIGNAL SIGQUIT
+CMD ["/bin/bash", "-c", "/opt/sous/nginx/render >/tmp/nginx.conf && exec nginx -e stderr -c /tmp/nginx.conf -g 'daemon off;'"]
+
+# Moves the replicas of the scaled stack through the Docker engine's socket, which only root may open.
+FROM ${SCALER_BASE} AS scaler
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends docker-cli docker-compose python3 python3-yaml \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+COPY perf/__init__.py perf/hpa.py perf/manifest.py perf/scaler.py perf/compose.py perf/engine.py perf/queues.py \
+     perf/usage.py perf/deployment.py /opt/sous/perf/
+COPY deploy/k8s /opt/sous/deploy/k8s
+ENV PYTHONPATH=/opt/sous PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+ENTRYPOINT ["python3", "-m", "perf.scaler"]
+
+# docker run --rm -v "$PWD/in:/in:ro" -v "$PWD/models:/out" --user "$(id -u)" sous/convert /in/model.keras --name NAME --images /in/photos --models /out
+FROM ${CONVERT_BASE} AS convert
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-pip \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+COPY requirements/convert.txt /tmp/convert.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes --only-binary :all: --no-deps --no-compile --root-user-action=ignore \
+        --target /opt/sous/packages -r /tmp/convert.txt
+COPY service /opt/sous/service
+COPY convert /opt/sous/convert
+WORKDIR /opt/sous
+ENV PYTHONPATH=/opt/sous/packages PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 10001:10001
+ENTRYPOINT ["python3", "-m", "convert"]
+
 FROM ${SERVICE_BASE} AS python
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN apt-get update \
@@ -33,11 +74,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python3 -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM python AS service
+RUN groupadd --gid 10001 sous && useradd --uid 10001 --gid sous --no-create-home --shell /usr/sbin/nologin sous
 COPY --from=packages /opt/sous/packages /opt/sous/packages
-COPY service /opt/sous/service
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/sous/service \
-    && groupadd --gid 10001 sous && useradd --uid 10001 --gid sous --no-create-home --shell /usr/sbin/nologin sous
 COPY models /opt/sous/models
+COPY service /opt/sous/service
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/sous/service
 WORKDIR /opt/sous
 ENV SOUS_MODELS_DIR=/opt/sous/models HOME=/tmp
 USER 10001:10001
@@ -47,15 +88,3 @@ HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=3 CMD ["/bin
     "exec 3<>/dev/tcp/127.0.0.1/8000 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 STOPSIGNAL SIGTERM
 CMD ["python3", "-m", "service", "--bind", "0.0.0.0:8000"]
-
-FROM ${BALANCER_BASE} AS balancer
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends nginx \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
-COPY deploy/nginx /opt/sous/nginx
-USER www-data
-EXPOSE 8080
-HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
-STOPSIGNAL SIGQUIT
-CMD ["/bin/bash", "-c", "/opt/sous/nginx/render >/tmp/nginx.conf && exec nginx -e stderr -c /tmp/nginx.conf -g 'daemon off;'"]
