@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -26,6 +27,16 @@ CANNOT_SERVE = 4  # exit status that makes gunicorn give up rather than start th
 log = logging.getLogger("uvicorn.error")
 
 
+class SchemaPlugin(JsonRenderPlugin):
+    """/schema is the JSON itself; what is not there below it is a problem like any other, not a page of HTML."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+
+    def receive_router(self, router: Router) -> None:
+        router.routes = [route for route in router.routes if "{path:" not in route.path]
+
+
 def create_app(settings: Settings | None = None) -> Litestar:
     """The ASGI application; settings from the environment by default. Models are loaded once it has started."""
     return Litestar(
@@ -33,9 +44,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         exception_handlers={Exception: problem_response},
         lifespan=[lifespan],
         state=State({"settings": settings or read_settings(), "classifier": None, "draining": False}),
-        openapi_config=OpenAPIConfig(
-            "Sous", "1", path="/schema", render_plugins=[JsonRenderPlugin(path="/openapi.json")]
-        ),
+        openapi_config=OpenAPIConfig("Sous", "1", path="/schema", render_plugins=[SchemaPlugin()]),
         logging_config=None,
     )
 
@@ -43,7 +52,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
 @asynccontextmanager
 async def lifespan(app: Litestar) -> AsyncIterator[None]:
     """Load while /health/ready says 503; on the way out everything that waits is answered."""
-    drain_on_sigterm(app.state)
+    handle_signals(app.state)
     loading = asyncio.create_task(load(app.state))
     try:
         yield
@@ -57,18 +66,22 @@ async def load(state: State) -> None:
     """Ready, or the end of the process: a service without one of its models is not the service that was asked for."""
     try:
         repository = await asyncio.to_thread(open_repository, state.settings)
-    except PackageError as error:
-        log.critical("%s", error)
-        raise SystemExit(CANNOT_SERVE) from None
+    except Exception as error:
+        log.critical("%s", error, exc_info=not isinstance(error, PackageError))
+        os._exit(CANNOT_SERVE)  # nothing is in flight; SystemExit would end in tracebacks of every layer above
     state.classifier = Classifier(repository, state.settings)
     log.info("ready: %s", ", ".join(repository.names()))
 
 
-def drain_on_sigterm(state: State) -> None:
-    """On the first SIGTERM readiness fails at once; the server's own handler closes the door after the drain delay."""
+def handle_signals(state: State) -> None:
+    """SIGTERM: readiness fails at once, the server's own handler closes the door after the drain delay.
+
+    SIGQUIT, which gunicorn sends its workers on a quick stop, ends the server as SIGINT does, which it knows.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGQUIT, signal.raise_signal, signal.SIGINT)
     close_door: Any = signal.getsignal(signal.SIGTERM)
     delay_s = state.settings.drain_delay_ms / 1e3
 

@@ -84,10 +84,14 @@ class Classifier:
         accepted = [index for index, refusal in enumerate(outcomes) if refusal is None]
         stages_s: dict[str, float] = {}
         if accepted:
-            ticket = self._batcher.submit(self._queues[served], [photos[index] for index in accepted], deadline)
-            await _settled(ticket, hung_up)
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded("The deadline passed before the answer was ready.")
+            queue = self._queues[served]
+            ticket = self._batcher.submit(queue, [photos[index] for index in accepted], deadline)
+            served.meters.queue_images.set(len(queue.waiting))
+            try:
+                await _settled(ticket, hung_up)
+            finally:
+                served.meters.queue_images.set(len(queue.waiting))
+            _check_deadline(ticket)
             stages_s = _stages_s(ticket)
             for index, scores in zip(accepted, ticket.outcomes, strict=True):
                 outcomes[index] = rank(scores, served, top_k) if isinstance(scores, Scores) else scores
@@ -120,10 +124,10 @@ def run_batch(
     pixels = [each for each in decoded if isinstance(each, np.ndarray)]
     if not pixels:
         return [each for each in decoded if isinstance(each, Exception)]
+    observe_size(len(pixels))
     started = time.perf_counter()
     rows = iter(model.infer(pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)))
     times = (started - begun, time.perf_counter() - started)
-    observe_size(len(pixels))
     return [each if isinstance(each, Exception) else Scores(next(rows), *times) for each in decoded]
 
 
@@ -153,6 +157,12 @@ async def _settled(ticket: Ticket[Scores], hung_up: Callable[[], Awaitable[None]
         await ticket.done
     finally:
         watcher.cancel()
+
+
+def _check_deadline(ticket: Ticket[Scores]) -> None:
+    if time.monotonic() >= ticket.deadline:
+        expired = [each for each in ticket.outcomes if isinstance(each, DeadlineExceeded)]
+        raise expired[0] if expired else DeadlineExceeded("The deadline passed before the answer was ready.")
 
 
 def _stages_s(ticket: Ticket[Scores]) -> dict[str, float]:

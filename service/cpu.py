@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+MEMBERS = ("slots", "intra_op_threads", "max_batch_size")
 SLOW_IMAGE_MS = 10.0  # one image on one thread above this: a session run gains from all cores
 
 
@@ -64,21 +65,26 @@ class Plan:
     origin: str  # "measured" at conversion, "rule", or "settings" where one of them overrides
 
 
-def plan(
-    cores: int, stored: Mapping[str, Any] | None, image_ms: Callable[[], float], overrides: Mapping[str, int]
-) -> Plan:
-    """The stored plan where it was measured on as many cores, else the rule; `overrides` come before either.
+def stored_plan(stored: Mapping[str, Any], cores: int) -> Plan | None:
+    """The plan of a report, if it was measured on as many cores. KeyError, TypeError, ValueError: it is no plan."""
+    members = {member: stored[member] for member in MEMBERS}
+    if min(members.values()) < 1:
+        raise ValueError(f"{members} are not all positive")
+    return Plan(**members, origin="measured") if stored["cores"] == cores else None
+
+
+def choose_plan(cores: int, stored: Plan | None, image_ms: Callable[[], float], overrides: Mapping[str, int]) -> Plan:
+    """The stored plan, else the rule; `overrides` come before either.
 
     Args:
         cores: cores of this worker; no plan has more slots than that.
-        stored: `plan` of the package's report, or None.
+        stored: measured on as many cores, or None.
         image_ms: measures one image on one thread, in ms; called only when the rule needs it.
         overrides: `slots`, `intra_op_threads`, `max_batch_size`; 0 or absent leaves them to the plan.
     """
-    members = ("slots", "intra_op_threads", "max_batch_size")
-    given = {member: overrides[member] for member in members if overrides.get(member)}
-    if stored and stored["cores"] == cores:
-        found = Plan(**{member: stored[member] for member in members}, origin="measured")
+    given = {member: overrides[member] for member in MEMBERS if overrides.get(member)}
+    if stored:
+        found = stored
     elif "intra_op_threads" in given or cores == 1:
         found = Plan(cores, 1, 1, origin="rule")
     else:

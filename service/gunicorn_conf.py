@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def on_starting(_: Any) -> None:
 def post_fork(server: Any, _: Any) -> None:
     """The workers share the cores."""
     os.environ.setdefault("SOUS_CORES", str(max(1, cpu.cores() // server.cfg.workers)))
+
+
+def worker_int(worker: Any) -> None:
+    """gunicorn's reloader calls this before it ends its own thread, and would leave the server running."""
+    os.kill(worker.pid, signal.SIGINT)
 
 
 def child_exit(_: Any, worker: Any) -> None:

@@ -71,7 +71,7 @@ class Repository:
         if version is None:
             return versions[max(versions)]
         if version not in versions:
-            raise UnknownModel(f"Model {name} has no version {version}, but {', '.join(map(str, sorted(versions)))}.")
+            raise UnknownModel(f"Model {name} has no such version. It has {', '.join(map(str, sorted(versions)))}.")
         return versions[version]
 
     def versions(self, name: str) -> Mapping[int, Served]:
@@ -134,12 +134,8 @@ def load(package: Package, cores: int, settings: Settings) -> Served:
     """
     _check_hashes(package)
     path = package.folder / "model.onnx"
-    try:
-        plan = cpu.plan(
-            cores, package.report.get("plan"), partial(_one_thread_ms, path), msgspec.structs.asdict(settings)
-        )
-    except (KeyError, TypeError) as error:
-        raise PackageError(f"{package.folder / 'report.json'} has a bad plan ({error!r}): convert it again") from None
+    stored = _stored_plan(package, cores)
+    plan = cpu.choose_plan(cores, stored, partial(_one_thread_ms, path), msgspec.structs.asdict(settings))
     model = Model(path, plan.intra_op_threads)
     for size in range(1, plan.max_batch_size + 1):
         model.infer(_blank(model, size))
@@ -147,6 +143,15 @@ def load(package: Package, cores: int, settings: Settings) -> Served:
     drift = _replay_golden(package, model, plan.max_batch_size)
     log.info("%s %d is loaded: %s, %.1f ms an image", package.name, package.version, plan, image_s * 1e3)
     return Served(package, model, plan, image_s, drift, Meters(package.name, package.version))
+
+
+def _stored_plan(package: Package, cores: int) -> cpu.Plan | None:
+    if "plan" not in package.report:
+        return None
+    try:
+        return cpu.stored_plan(package.report["plan"], cores)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"{package.folder / 'report.json'} has a bad plan ({error!r}): convert it again") from None
 
 
 def _check_hashes(package: Package) -> None:

@@ -26,10 +26,10 @@ def ready(request: HttpRequest) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@get("/metrics", sync_to_thread=False, media_type=metrics.CONTENT_TYPE)
+@get("/metrics", sync_to_thread=False, media_type=metrics.MEDIA_TYPE)
 def prometheus() -> Response[bytes]:
     """Prometheus text format, all workers together."""
-    return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+    return Response(metrics.render(), media_type=metrics.MEDIA_TYPE)
 
 
 @get("/models", sync_to_thread=False)

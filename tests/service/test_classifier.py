@@ -1,0 +1,70 @@
+"""What a slot does with a batch of photos."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.classifier import Scores, rank, run_batch
+from service.image import ImageError, Limits
+from service.model import Model
+from service.repository import open_repository
+from service.settings import Settings
+from tests.service.packages import jpeg, write_package
+
+LIMITS = Limits(100_000, 1_000_000)
+
+
+class Sizes(list[int]):
+    """Batch sizes as they were observed."""
+
+
+@pytest.fixture
+def model(models: Path) -> Model:
+    return Model(write_package(models) / "model.onnx", 1)
+
+
+def test_each_photo_gets_its_own_row(model: Model) -> None:
+    sizes = Sizes()
+    outcomes = run_batch(model, LIMITS, sizes.append, [jpeg("blue"), jpeg("red"), jpeg("green")])
+    assert [each.probabilities.argmax() for each in outcomes if isinstance(each, Scores)] == [2, 0, 1]
+    assert sizes == [3]
+
+
+def test_a_bad_photo_leaves_the_batch_and_shifts_no_row(model: Model) -> None:
+    sizes = Sizes()
+    red, bad, green = run_batch(model, LIMITS, sizes.append, [jpeg("red"), b"no photo", jpeg("green")])
+    assert isinstance(red, Scores)
+    assert isinstance(bad, ImageError)
+    assert isinstance(green, Scores)
+    assert (red.probabilities.argmax(), green.probabilities.argmax()) == (0, 1)
+    assert sizes == [2]
+
+
+def test_a_batch_of_bad_photos_runs_no_session(model: Model) -> None:
+    sizes = Sizes()
+    outcomes = run_batch(model, LIMITS, sizes.append, [b"", b"no photo"])
+    assert [type(each).__name__ for each in outcomes] == ["EmptyImage", "UnsupportedImageType"]
+    assert sizes == []
+
+
+def test_batched_answers_are_those_of_single_photos(model: Model) -> None:
+    photos = [jpeg("red", (60, 40)), jpeg("blue", (31, 64)), jpeg("green", (300, 200))]
+    together = run_batch(model, LIMITS, Sizes().append, photos)
+    alone = [run_batch(model, LIMITS, Sizes().append, [photo])[0] for photo in photos]
+    for batched, single in zip(together, alone, strict=True):
+        assert isinstance(batched, Scores)
+        assert isinstance(single, Scores)
+        assert np.allclose(batched.probabilities, single.probabilities, atol=1e-6)
+
+
+def test_labels_are_ranked_most_probable_first_and_ties_by_index(models: Path) -> None:
+    write_package(models)
+    (served,) = open_repository(Settings(models_dir=str(models), cores=1))
+    ranking = rank(Scores(np.array([0.25, 0.5, 0.25], np.float32), 0, 0), served, 3)
+    assert [(each.label, each.index, each.probability) for each in ranking] == [
+        ("green", 1, 0.5),
+        ("red", 0, 0.25),
+        ("blue", 2, 0.25),
+    ]
+    assert len(rank(Scores(np.array([0.25, 0.5, 0.25], np.float32), 0, 0), served, 1)) == 1

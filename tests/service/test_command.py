@@ -1,0 +1,66 @@
+"""python -m service: gunicorn's options pass through, mistakes are told before anything starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.__main__ import gunicorn_command
+from tests.service.packages import write_package
+from tests.service.running import CHECKOUT, CLIENT, environment, serving, until
+
+
+@pytest.mark.parametrize("arguments", [["--port", "8001"], ["--port=8001"]])
+def test_port_is_short_for_a_loopback_bind(arguments: list[str]) -> None:
+    assert gunicorn_command(arguments)[-3:-1] == ["--bind", "127.0.0.1:8001"]
+
+
+def test_all_else_is_gunicorn_s() -> None:
+    command = gunicorn_command(["--reload", "--workers", "3"])
+    assert command[1:3] == ["-m", "gunicorn"]
+    assert command[-4:] == ["--reload", "--workers", "3", "service.app:create_app()"]
+
+
+def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=CHECKOUT,
+        env=environment(Path("models"), settings),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"max_queu_size": 3}, "did you mean SOUS_MAX_QUEUE_SIZE?"), ({"top_k": "many"}, "$.top_k")],
+)
+def test_a_bad_setting_is_one_line_and_exit_status_2(settings: dict[str, object], message: str) -> None:
+    ended = run(**settings)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_an_option_gunicorn_does_not_know_is_refused() -> None:
+    ended = run("--no-such-option")
+    assert ended.returncode == 2
+    assert "no-such-option" in ended.stderr
+
+
+def test_reload_starts_the_worker_again_when_code_changes(models: Path) -> None:
+    write_package(models)
+    watched = models.parent / "watched.py"
+    watched.write_text("")
+    with serving(models, "--reload", "--reload-extra-file", str(watched)) as server:
+        first = server.worker
+
+        def started_again() -> bool:
+            watched.touch()
+            return server.worker not in (first, None)
+
+        until(started_again)
+        until(lambda: CLIENT.get(f"{server.url}/health/ready").status_code == 200)

@@ -1,0 +1,86 @@
+"""A package's ONNX file: what it says of itself, and that it runs as it is called."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from service.image import Contract
+from service.model import Model, PackageError, open_session
+from tests.service.packages import COLOURS, colour_model, properties, write_package
+
+
+def save(tmp_path: Path, props: dict[str, str], size: int = 32) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(colour_model(size, 0, props), path)
+    return path
+
+
+def test_metadata_is_read_from_the_file(models: Path) -> None:
+    metadata = Model(write_package(models) / "model.onnx", 1).metadata
+    assert metadata.labels == COLOURS
+    assert metadata.contract == Contract(32, 32, "bicubic", "none")
+    assert (metadata.precision, metadata.verdict) == ("float32", "keep float")
+    assert metadata.raw["source"]["file"] == "colours.keras"
+    assert metadata.raw["calibration"] is None
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_infer_gives_a_row_of_probabilities_an_image(models: Path, batch: int) -> None:
+    model = Model(write_package(models) / "model.onnx", 2)
+    images = np.zeros((batch, 32, 32, 3), np.uint8)
+    images[:, :, :, 1] = 200
+    probabilities = model.infer(images)
+    assert (probabilities.shape, probabilities.dtype) == ((batch, 3), np.float32)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert (probabilities.argmax(axis=1) == 1).all()
+
+
+def test_a_file_without_metadata_is_no_package_but_opens_as_a_session(tmp_path: Path) -> None:
+    path = save(tmp_path, {})
+    with pytest.raises(PackageError, match=r"no `sous\.format`"):
+        Model(path, 1)
+    assert open_session(path, 1).get_inputs()[0].name == "image"
+
+
+def test_threads_are_those_asked_for_and_do_not_spin(models: Path) -> None:
+    options = open_session(write_package(models) / "model.onnx", 2).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", bytes(10_000)])
+def test_a_file_that_is_no_model_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(PackageError, match=r"model\.onnx"):
+        Model(path, 1)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match=r"nothing\.onnx"):
+        Model(tmp_path / "nothing.onnx", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sous.format", "2"),
+        ("sous.labels", None),
+        ("sous.labels", '["red", "green"]'),
+        ("sous.labels", "red, green, blue"),
+        ("sous.labels", "7"),
+        ("sous.preprocessing", "{}"),
+        ("sous.preprocessing", '{"height": 32, "width": 32, "resize": "lanczos", "crop": "none"}'),
+        ("sous.preprocessing", '{"height": 64, "width": 64, "resize": "bicubic", "crop": "none"}'),
+        ("sous.verdict", None),
+    ],
+)
+def test_metadata_that_cannot_be_served_is_refused(tmp_path: Path, name: str, value: str | None) -> None:
+    props = properties(32)
+    del props[name]
+    if value is not None:
+        props[name] = value
+    with pytest.raises(PackageError, match=r"convert it again"):
+        Model(save(tmp_path, props), 1)
