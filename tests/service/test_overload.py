@@ -12,14 +12,14 @@ from tests.service.packages import jpeg, write_package
 from tests.service.running import CLIENT, Server, serving, until
 
 RAW = {"content-type": "image/jpeg"}
-WORK = 30  # 200 ms an image on one thread of a small machine
+WORK = 45  # 300 ms an image of 64 x 64 on one thread of an idle machine; more on a busy one does no harm
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One slot, room for two that wait; and a fast model beside the slow one."""
     models = tmp_path_factory.mktemp("slow") / "models"
-    write_package(models, "slow", work=WORK, golden_images=1)
+    write_package(models, "slow", size=64, work=WORK, golden_images=1)
     write_package(models, "swift")
     with serving(models, cores=1, max_queue_size=2, max_files=2) as running:
         yield running
