@@ -1,11 +1,14 @@
 """What a slot does with a batch of photos."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service.classifier import Scores, rank, run_batch
+from service.classifier import Classifier, Scores, rank, run_batch
+from service.errors import DeadlineExceeded
 from service.image import ImageError, Limits
 from service.model import Model
 from service.repository import open_repository
@@ -68,3 +71,21 @@ def test_labels_are_ranked_most_probable_first_and_ties_by_index(models: Path) -
         ("blue", 2, 0.25),
     ]
     assert len(rank(Scores(np.array([0.25, 0.5, 0.25], np.float32), 0, 0), served, 1)) == 1
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_deadline_that_passes_in_the_run_is_an_error_not_an_answer(models: Path) -> None:
+    write_package(models, size=64, work=20, golden_images=1)  # 100 ms and more
+    settings = Settings(models_dir=str(models), cores=1)
+    classifier = Classifier(open_repository(settings), settings)
+
+    async def ask() -> None:
+        served = classifier.repository.find()
+        await classifier.classify(served, [jpeg("red")], 1, time.monotonic() + 0.03, never)
+
+    with pytest.raises(DeadlineExceeded, match="before the answer was ready"):
+        asyncio.run(ask())
+    classifier.close()

@@ -29,7 +29,7 @@ def start(models: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_lives_before_it_is_ready_and_refuses_until_then(models: Path) -> None:
-    write_package(models, work=20)
+    write_package(models, size=64, work=20)
     with serving(models, ready=False, cores=1) as server:
         assert until(lambda: CLIENT.get(f"{server.url}/health/live")).status_code == 200
         not_ready = CLIENT.get(f"{server.url}/health/ready")
