@@ -24,9 +24,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends docker-cli docker-compose python3 python3-yaml \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
 COPY perf/__init__.py perf/hpa.py perf/manifest.py perf/scaler.py perf/compose.py perf/engine.py perf/queues.py \
-     perf/usage.py perf/deployment.py /opt/sous/perf/
+     perf/usage.py perf/cgroups.py perf/deployment.py /opt/sous/perf/
 COPY deploy/k8s /opt/sous/deploy/k8s
-ENV PYTHONPATH=/opt/sous PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+WORKDIR /opt/sous
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 ENTRYPOINT ["python3", "-m", "perf.scaler"]
 
 # docker run --rm -v "$PWD/in:/in:ro" -v "$PWD/models:/out" --user "$(id -u)" sous/convert /in/model.keras --name NAME --images /in/photos --models /out

@@ -11,23 +11,20 @@ from perf.deployment import Deployment, StackError
 from perf.usage import Ledger, Usage
 
 REPO = Path(__file__).parents[1]
-PORTS = {"single": 8000, "balanced": 8080, "scaled": 8080}
 READY_S = 120
 
 
 class Project:
     """The containers of one compose project."""
 
-    def __init__(self, name: str, profile: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, profile: str, environment: Mapping[str, str], port: int = 0) -> None:
         self.name = name
         self.profile = profile
         self.environment = {**os.environ, **environment, "COMPOSE_PROJECT_NAME": name, "COMPOSE_PROFILES": profile}
+        self.folder = self.environment.get("PROJECT_DIR", str(REPO))
         self.service = "single" if profile == "single" else "replica"
+        self.url = f"http://127.0.0.1:{port}"
         self.ledger = Ledger()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{PORTS[self.profile]}"
 
     @property
     def limited_by(self) -> str:
@@ -43,7 +40,7 @@ class Project:
         try:
             done = subprocess.run(  # noqa: S603  our own command
                 command,
-                cwd=REPO,
+                cwd=self.folder,
                 env=self.environment,
                 capture_output=True,
                 text=True,
@@ -95,14 +92,9 @@ class Project:
             self.run("up", "--detach", "--no-recreate", "--no-deps", "--no-build", "--scale", scale, self.service)
 
     def _usages(self, service: str | None) -> dict[str, Usage]:
-        found = {}
-        for container in engine.containers(self.name, service):
-            if service is None or engine.healthy(container):
-                try:
-                    found[container["Id"]] = engine.usage(container["Id"])
-                except engine.EngineError:  # gone since it was listed
-                    continue
-        return found
+        """Of every container, or of the ready ones of a service."""
+        found = engine.containers(self.name, service)
+        return engine.usages([c["Id"] for c in found if service is None or engine.healthy(c)])
 
 
 @functools.cache
@@ -125,4 +117,4 @@ def project(wanted: Deployment) -> Project:
         "SCALE_FASTER": str(wanted.faster),
         "PROJECT_DIR": str(REPO),
     }
-    return Project(f"sous-perf-{os.getpid()}", wanted.kind, environment)
+    return Project(f"sous-perf-{os.getpid()}", wanted.kind, environment, wanted.port)

@@ -1,5 +1,6 @@
 """What a stack under test is: its kind, its model, and the figures of its replicas."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ class Deployment:
     """One stack to bring up.
 
     Args:
-        kind: `plain` is always local; `single` is on port 8000, `balanced` and `scaled` are nginx on 8080.
+        kind: `plain` is always local; `single` is on port 8000, `balanced` and `scaled` are nginx's on 8080.
         model: the only model served; empty serves all of `models_dir`.
         models_dir: packages (NAME/VERSION/); for `plain` a folder of Keras files.
         replicas: of `balanced`.
@@ -43,6 +44,12 @@ class Deployment:
     memory_mb: int = MEMORY_MB
     max_replicas: int = MAX_REPLICAS
     faster: float = FASTER
+
+    @property
+    def port(self) -> int:
+        """Where the stack listens; SINGLE_PORT and BALANCER_PORT of the environment move it, as they do for compose."""
+        ports = {"plain": "8100", "single": os.environ.get("SINGLE_PORT", "8000")}
+        return int(ports.get(self.kind) or os.environ.get("BALANCER_PORT", "8080"))
 
     @property
     def first_replicas(self) -> int:

@@ -4,12 +4,12 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from perf import cgroups
 from perf.usage import Usage, of_process_group
 
-ROOT = Path("/")
 PERIOD_US = 100_000
 
 
@@ -45,13 +45,7 @@ class CgroupV1(Group):
         return _joining([folder / "tasks" for folder in self.folders.values()], command)
 
     def usage(self, _pgid: int) -> Usage:
-        memory = self.folders["memory"]
-        cached = _pairs(memory / "memory.stat")["total_inactive_file"]
-        return Usage(
-            int((self.folders["cpuacct"] / "cpuacct.usage").read_text()) / 1e9,
-            max(0, int((memory / "memory.usage_in_bytes").read_text()) - cached),
-            _pairs(self.folders["cpu"] / "cpu.stat")["throttled_time"] / 1e9,
-        )
+        return cgroups.v1(self.folders)
 
     def close(self) -> None:
         for folder in set(self.folders.values()):
@@ -71,10 +65,7 @@ class CgroupV2(Group):
         return _joining([self.folder / "cgroup.procs"], command)
 
     def usage(self, _pgid: int) -> Usage:
-        cpu = _pairs(self.folder / "cpu.stat")
-        cached = _pairs(self.folder / "memory.stat")["inactive_file"]
-        memory = max(0, int((self.folder / "memory.current").read_text()) - cached)
-        return Usage(cpu["usage_usec"] / 1e6, memory, cpu["throttled_usec"] / 1e6)
+        return cgroups.v2(self.folder)
 
     def close(self) -> None:
         _remove(self.folder)
@@ -95,7 +86,7 @@ class Affinity(Group):
         return of_process_group(pgid)
 
 
-def limited(name: str, index: int, cpus: float, memory_bytes: int, root: Path = ROOT) -> Group:
+def limited(name: str, index: int, cpus: float, memory_bytes: int, root: Path = cgroups.ROOT) -> Group:
     """The strictest limit this machine lets us set, for processes to be started by `Group.command`.
 
     Args:
@@ -105,50 +96,30 @@ def limited(name: str, index: int, cpus: float, memory_bytes: int, root: Path = 
     with contextlib.suppress(OSError):
         if folders := _v1_folders(root, name):
             return CgroupV1(folders, cpus, memory_bytes)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, KeyError):
         if folder := _v2_folder(root, name):
             return CgroupV2(folder, cpus, memory_bytes)
     return Affinity(index, cpus)
 
 
-def _own(root: Path) -> Iterator[tuple[list[str], Path]]:
-    """(controllers, path below the mount) of each hierarchy this process is in; v2's has no controllers."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        yield controllers.split(",") if controllers else [], Path(path.lstrip("/"))
-
-
 def _v1_folders(root: Path, name: str) -> dict[str, Path] | None:
-    found: dict[str, Path] = {}
-    for controllers, path in _own(root):
-        for controller in controllers:
-            found[controller] = root / "sys/fs/cgroup" / controller / path / name
-    wanted: dict[str, Path] = {
-        c: found[c] for c in ("cpu", "cpuacct", "memory") if c in found and os.access(found[c].parent, os.W_OK)
-    }
-    return wanted if len(wanted) == 3 else None
+    own = cgroups.hierarchies("self", root)
+    writable = all(c in own and os.access(own[c], os.W_OK) for c in cgroups.CONTROLLERS)
+    return {c: own[c] / name for c in cgroups.CONTROLLERS} if writable else None
 
 
 def _v2_folder(root: Path, name: str) -> Path | None:
     """Beside our own cgroup: a cgroup with processes may not hand controllers to its children."""
-    for controllers, path in _own(root):
-        if controllers:
-            continue
-        parent = root / "sys/fs/cgroup" / (path.parent if path.parts else path)
-        handed_on = (parent / "cgroup.subtree_control").read_text().split()
-        if {"cpu", "memory"} <= set(handed_on) and os.access(parent, os.W_OK):
-            return parent / name
-    return None
+    own, top = cgroups.hierarchies("self", root)[""], root / "sys/fs/cgroup"
+    parent = own if own == top else own.parent
+    handed_on = (parent / "cgroup.subtree_control").read_text().split()
+    return parent / name if {"cpu", "memory"} <= set(handed_on) and os.access(parent, os.W_OK) else None
 
 
 def _joining(files: Sequence[Path], command: Sequence[str]) -> list[str]:
     """The command started by a shell that first puts itself into the cgroups; children follow."""
     joins = "".join(f"echo $$ >{shlex.quote(str(file))} && " for file in dict.fromkeys(files))
     return ["/bin/sh", "-c", f'{joins}exec "$@"', "sh", *command]
-
-
-def _pairs(file: Path) -> dict[str, int]:
-    return {key: int(value) for key, value in (line.split() for line in file.read_text().splitlines())}
 
 
 def _remove(folder: Path) -> None:

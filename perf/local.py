@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from perf import queues
 from perf.deployment import PLAIN_MEMORY_MB, Deployment, StackError
 from perf.limits import limited
-from perf.processes import REPO, Process, refuse_taken
+from perf.processes import REPO, Process, refuse_taken, taken
 from perf.usage import Ledger, Usage
 
-PLAIN_PORT, SINGLE_PORT, BALANCER_PORT, FIRST_REPLICA_PORT = 8100, 8000, 8080, 8001
+FIRST_REPLICA_PORT = 8001  # behind nginx, which of them is free does not matter
 FORGET_S = 1.0  # nginx's old worker passes requests on until it has read its new configuration
 
 
@@ -128,20 +129,29 @@ class Replicas:
         return found
 
     def _start(self, count: int) -> None:
-        ports = [port for port in range(self.first_port, self.first_port + 99) if port not in self.running][
-            : max(0, count)
-        ]
+        ports = self._ports(count)
         for port in ports:
-            refuse_taken(port)
             name = f"sous-{os.getpid()}-{port}"
             group = limited(name, len(self.running), self.recipe.cpus, self.recipe.memory_bytes)
             self.running[port] = Process(f"replica {port}", self.recipe.command(port), self.recipe.environment, group)
         for port in ports:
             self.running[port].wait_ready(f"http://127.0.0.1:{port}/health/ready")
 
+    def _ports(self, count: int) -> list[int]:
+        if self.balancer_port is None:
+            refuse_taken(self.first_port)
+            return [self.first_port]
+        free = (p for p in range(self.first_port, self.balancer_port) if p not in self.running and not taken(p))
+        return list(islice(free, max(0, count)))
+
     def _configure(self) -> None:
         servers = " ".join(f"127.0.0.1:{port}" for port in self.running)
-        given = {"SERVERS": servers, "LISTEN": f"127.0.0.1:{self.balancer_port}", "RUN": str(self.folder), "LOG": "/dev/null"}
+        given = {
+            "SERVERS": servers,
+            "LISTEN": f"127.0.0.1:{self.balancer_port}",
+            "RUN": str(self.folder),
+            "LOG": "/dev/null",
+        }
         rendered = subprocess.run(  # noqa: S603  our own script
             [REPO / "deploy/nginx/render"], env={**os.environ, **given}, check=True, capture_output=True, text=True
         )
@@ -153,11 +163,11 @@ def replicas(stack: ExitStack, wanted: Deployment) -> Replicas:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sous-stack-")))
     folder.chmod(0o755)  # nginx's worker is another user
     if wanted.kind == "plain":
-        return Replicas(_plain(wanted), PLAIN_PORT, None, folder)
+        return Replicas(_plain(wanted), wanted.port, None, folder)
     recipe = _service(wanted, folder / "models")
     if wanted.kind == "single":
-        return Replicas(recipe, SINGLE_PORT, None, folder)
-    return Replicas(recipe, FIRST_REPLICA_PORT, BALANCER_PORT, folder)
+        return Replicas(recipe, wanted.port, None, folder)
+    return Replicas(recipe, FIRST_REPLICA_PORT, wanted.port, folder)
 
 
 def _service(wanted: Deployment, folder: Path) -> Recipe:

@@ -87,8 +87,13 @@ def answers(url: str) -> bool:
         return False
 
 
+def taken(port: int) -> bool:
+    """Whether something listens on the port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def refuse_taken(port: int) -> None:
     """Raises StackError where something listens on the port already."""
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise StackError(f"port {port} is taken; stop what listens there and retry")
+    if taken(port):
+        raise StackError(f"port {port} is taken; stop what listens there and retry")

@@ -43,11 +43,12 @@ def follow(meter: "Meter", hpa: Hpa, interval_s: float, wait: Wait, say: Callabl
     while not wait(interval_s):
         try:
             seen = meter.read()
-            wanted, history = decide(hpa, history, time.monotonic(), seen)
+            wanted, after = decide(hpa, history, time.monotonic(), seen)
             if wanted != seen.current:
                 shown = " ".join(f"{value:.3g}" for value in seen.values)
                 say(f"{seen.current} -> {wanted} replicas ({hpa.metric} {shown}; target {hpa.target:g})")
                 meter.cluster.scale(wanted)
+            history = after  # a change that failed was none
         except (EngineError, StackError) as error:
             say(str(error))
 
