@@ -1,0 +1,243 @@
+"""The balancer's promises, on a real nginx before replicas that misbehave on purpose."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from perf.processes import REPO, Process
+from service import gunicorn_conf
+from service.settings import Settings
+
+pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
+
+TEMPLATE = (REPO / "deploy/nginx/nginx.conf.in").read_text()
+
+
+class Replica(ThreadingHTTPServer):
+    """Answers every POST with `status`, or, where that is 0, cuts the connection before a byte; keeps what it saw."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status = status
+        self.seen: list[dict[str, str]] = []
+        self.connections = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Replica
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def do_GET(self) -> None:
+        self.answer(200)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append(dict(self.headers))
+        if self.server.status:
+            self.answer(self.server.status)
+        else:
+            self.close_connection = True
+
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "2")
+        if status == 429:
+            self.send_header("Retry-After", "3")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+Balanced = Callable[..., tuple["Client", list[Replica]]]
+
+
+class Client:
+    """Speaks to nginx over one connection."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        self.log = log
+
+    def post(self, size: int = 1000) -> tuple[int, http.client.HTTPMessage, bytes]:
+        self.connection.request("POST", "/predict", b"x" * size, {"Content-Type": "image/jpeg"})
+        answer = self.connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
+def render(folder: Path, servers: str, port: int) -> Path:
+    given = {"SERVERS": servers, "LISTEN": f"127.0.0.1:{port}", "RUN": str(folder), "LOG": str(folder / "access.log")}
+    done = subprocess.run([REPO / "deploy/nginx/render"], env={**os.environ, **given}, check=True, capture_output=True)
+    conf = folder / "nginx.conf"
+    conf.write_bytes(done.stdout)
+    return conf
+
+
+@pytest.fixture
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    """nginx before a replica for each given status."""
+    running: list[Callable[[], None]] = []
+
+    def start(*statuses: int) -> tuple[Client, list[Replica]]:
+        folder = tmp_path_factory.mktemp("nginx")
+        for level in [folder, *folder.parents[:2]]:
+            level.chmod(0o755)  # nginx's worker is another user
+        replicas = [Replica(status) for status in statuses]
+        for replica in replicas:
+            threading.Thread(target=replica.serve_forever, args=(0.02,)).start()
+            running.extend([replica.server_close, replica.shutdown])
+        servers = " ".join(replica.address for replica in replicas) or f"127.0.0.1:{free_port()}"
+        client = Client(free_port(), folder / "access.log")
+        port = client.connection.port
+        conf = render(folder, servers, port)
+        nginx = Process("nginx", ["nginx", "-e", "stderr", "-c", str(conf), "-g", "daemon off;"], {}, None)
+        running.extend([nginx.stop, client.connection.close])
+        until_listening(port)
+        return client, replicas
+
+    yield start
+    for stop in reversed(running):
+        stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until_listening(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as probe:
+            probe.settimeout(0.05)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        threading.Event().wait(0.02)
+    raise AssertionError("nginx does not listen")
+
+
+def seen(replicas: list[Replica]) -> int:
+    return sum(len(replica.seen) for replica in replicas)
+
+
+def test_a_shed_post_is_not_sent_to_another_replica(balanced: Balanced) -> None:
+    client, replicas = balanced(429, 429)
+    status, headers, _ = client.post()
+    assert (status, headers["Retry-After"], seen(replicas)) == (429, "3", 1)
+
+
+@pytest.mark.parametrize("failing", [0, 503])
+def test_a_request_without_an_answer_is_sent_once_more_to_another(balanced: Balanced, failing: int) -> None:
+    client, replicas = balanced(failing, 200)
+    assert [client.post()[0] for _ in range(6)] == [200] * 6
+    assert len(replicas[0].seen) <= 2  # then left alone for a second
+    assert len(replicas[1].seen) == 6
+
+
+def test_a_request_is_sent_to_two_replicas_at_most(balanced: Balanced) -> None:
+    client, replicas = balanced(0, 0, 0)
+    status, headers, body = client.post()
+    assert (status, headers["Content-Type"], json.loads(body)["code"]) == (503, "application/problem+json", "not_ready")
+    assert seen(replicas) == 2
+
+
+def test_an_error_of_the_service_is_passed_on_as_it_is(balanced: Balanced) -> None:
+    client, replicas = balanced(500, 500)
+    assert (client.post()[::2], seen(replicas)) == ((500, b"{}"), 1)
+
+
+def test_without_any_replica_the_answer_is_a_problem_document(balanced: Balanced) -> None:
+    client, _ = balanced()
+    status, headers, body = client.post()
+    assert (status, headers["Content-Type"], json.loads(body)["code"]) == (503, "application/problem+json", "not_ready")
+
+
+def test_a_body_over_the_limit_is_refused_as_the_service_refuses_it(balanced: Balanced) -> None:
+    client, replicas = balanced(200)
+    client.connection.putrequest("POST", "/predict")
+    client.connection.putheader("Content-Length", str(Settings().max_request_bytes + 1))
+    client.connection.endheaders()
+    answer = client.connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["code"]) == (413, "request_too_large")
+    assert seen(replicas) == 0
+
+
+def test_connections_to_replicas_are_kept(balanced: Balanced) -> None:
+    client, [replica] = balanced(200)
+    assert [client.post()[0] for _ in range(50)] == [200] * 50
+    assert replica.connections <= 2
+
+
+def test_a_body_larger_than_the_buffer_arrives_whole(balanced: Balanced) -> None:
+    client, [replica] = balanced(200)
+    assert client.post(size=3_000_000)[0] == 200
+    assert replica.seen[0]["Content-Length"] == "3000000"
+
+
+def test_replicas_learn_who_asked(balanced: Balanced) -> None:
+    client, [replica] = balanced(200)
+    client.post()
+    headers = replica.seen[0]
+    assert headers["X-Forwarded-For"] == "127.0.0.1"
+    assert headers["Host"].startswith("127.0.0.1:")
+    assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])
+
+
+def test_the_access_log_names_the_replica_and_the_times(balanced: Balanced) -> None:
+    client, [replica] = balanced(200)
+    client.post()
+    for _ in range(150):  # written a second later
+        if line := client.log.read_text():
+            break
+        threading.Event().wait(0.02)
+    assert f"upstream={replica.address} status=200 connect=0.0" in line
+    assert re.search(r"answer=0\.\d+ total=0\.\d+ id=[0-9a-f]{32}", line)
+
+
+def test_metrics_of_whichever_replica_are_not_answered(balanced: Balanced) -> None:
+    client, _ = balanced(200)
+    client.connection.request("GET", "/metrics")
+    assert client.connection.getresponse().status == 404
+
+
+@pytest.mark.parametrize("servers", ["replica:8000", "127.0.0.1:8101", "127.0.0.1:8101 127.0.0.1:8102"])
+def test_every_form_of_upstream_is_valid_configuration(tmp_path: Path, servers: str) -> None:
+    conf = render(tmp_path, servers, free_port())
+    done = subprocess.run(["nginx", "-t", "-e", "stderr", "-c", conf], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def setting(name: str) -> str:
+    found = re.findall(rf"^\s*{name} (.*?);", TEMPLATE, re.MULTILINE)
+    assert len(found) == 1
+    return str(found[0])
+
+
+def test_limits_are_in_step_with_the_service() -> None:
+    defaults = Settings()
+    assert setting("client_max_body_size") == f"{defaults.max_request_bytes // 1024**2}m"
+    assert int(setting("proxy_read_timeout").rstrip("s")) > defaults.request_timeout_ms / 1000
+    kept = re.search(r"keepalive_timeout (\d+)s", (REPO / "deploy/nginx/render").read_text())
+    assert kept
+    assert int(kept[1]) < gunicorn_conf.keepalive
