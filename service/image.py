@@ -128,7 +128,7 @@ def decode(data: bytes, contract: Contract, limits: Limits) -> Pixels:
     if header and _is_ordinary(header, contract):
         try:
             return _decode_fast(data, header, contract)
-        except ValueError:  # not flawless: Pillow tells the untidy from the damaged
+        except (ValueError, RuntimeError):  # not flawless: Pillow tells the untidy from the damaged
             pass
     return _decode_pillow(data, kind, contract, limits)
 
@@ -172,7 +172,7 @@ def _is_ordinary(header: jpeg.Header, contract: Contract) -> bool:
 
 
 def _decode_fast(data: bytes, header: jpeg.Header, contract: Contract) -> Pixels:
-    """By libjpeg-turbo and fast_image_resize; ValueError for anything that is not flawless."""
+    """By libjpeg-turbo and fast_image_resize; ValueError or RuntimeError for anything that is not flawless."""
     turned = header.orientation >= 5
     width, height = (contract.height, contract.width) if turned else (contract.width, contract.height)
     eighths = _scale(header, width, height, contract)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from service import image
 from service.image import Contract, ImageError, Limits, decode, decode_plain, inspect
+from service.model import Model
 
 CONTRACT = Contract(224, 200)
 LIMITS = Limits(max_bytes=16 << 20, max_pixels=40_000_000)
@@ -322,7 +323,7 @@ def test_importing_it_brings_in_no_other_image_or_model_library():
 
 
 def shared(name):
-    folder = Path(os.environ.get("SOUS_SHARED", Path(__file__).parents[3] / "shared")) / "data" / name
+    folder = Path(os.environ.get("SOUS_SHARED") or Path(__file__).parents[3] / "shared") / "data" / name
     if not folder.is_dir():
         pytest.skip(f"needs {name} in the shared data (SOUS_SHARED)")
     return sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".jpeg"))
@@ -343,3 +344,16 @@ def test_the_full_size_photos_give_pillows_pixels_within_half_a_level():
         data = path.read_bytes()
         for contract in (Contract(224, 224), Contract(224, 224, crop="center"), Contract(331, 331, "bilinear")):
             assert mean_difference(decode(data, contract, LIMITS), decode_plain(data, contract, LIMITS)) < 0.5
+
+
+def test_every_package_gives_the_full_size_photos_the_same_label_by_either_path():
+    files = sorted((Path(__file__).parents[2] / "models").glob("*/*/model.onnx"))
+    if not files:
+        pytest.skip("needs packages in models/")
+    for model in (Model(file, intra_op_threads=1) for file in files):
+        contract = model.metadata.contract
+        for path in shared("photos"):
+            data = path.read_bytes()
+            both = [decode(data, contract, LIMITS), decode_plain(data, contract, LIMITS)]
+            fast, plain = (model.infer(pixels[np.newaxis])[0].argmax() for pixels in both)
+            assert fast == plain, path
