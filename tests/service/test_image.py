@@ -346,14 +346,15 @@ def test_the_full_size_photos_give_pillows_pixels_within_half_a_level():
             assert mean_difference(decode(data, contract, LIMITS), decode_plain(data, contract, LIMITS)) < 0.5
 
 
-def test_every_package_gives_the_full_size_photos_the_same_label_by_either_path():
+def test_every_package_gives_the_full_size_photos_the_same_answer_by_either_path():
     files = sorted((Path(__file__).parents[2] / "models").glob("*/*/model.onnx"))
     if not files:
         pytest.skip("needs packages in models/")
     for model in (Model(file, intra_op_threads=1) for file in files):
-        contract = model.metadata.contract
         for path in shared("photos"):
-            data = path.read_bytes()
-            both = [decode(data, contract, LIMITS), decode_plain(data, contract, LIMITS)]
-            fast, plain = (model.infer(pixels[np.newaxis])[0].argmax() for pixels in both)
-            assert fast == plain, path
+            data, contract = path.read_bytes(), model.metadata.contract
+            both = np.stack([decode(data, contract, LIMITS), decode_plain(data, contract, LIMITS)])
+            fast, plain = model.infer(both)
+            assert np.abs(fast - plain).max() < 0.05
+            second, first = np.sort(plain)[-2:]
+            assert fast.argmax() == plain.argmax() or first - second < 0.05  # a near tie falls either way
