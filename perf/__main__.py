@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perf import commands
+from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS
 from perf.run import FULL, STACKS
 from perf.recommend import CORE_HOUR_PRICE
 
@@ -56,9 +57,10 @@ def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/results-quick with --quick)")
     run.add_argument("--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works")
     run.add_argument("--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)")
-    run.add_argument("--replicas", type=_count, default=2, help="of the balanced stack, and most of the scaled (%(default)s)")
+    run.add_argument("--replicas", type=_count, default=REPLICAS, help="of the balanced stack (%(default)s)")
+    run.add_argument("--max-replicas", type=_count, default=MAX_REPLICAS, help="of the scaled stack (%(default)s)")
     run.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (what fits the machine)")
-    run.add_argument("--memory-mb", type=_count, default=2048, help="memory limit of a replica (%(default)s)")
+    run.add_argument("--memory-mb", type=_count, default=MEMORY_MB, help="memory limit of a replica (%(default)s)")
     run.add_argument("--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)")
     run.add_argument("--sources", type=Path, default=_sources(), help="folder of the Keras files, for the plain recipe (%(default)s)")
     _constraints(run)

@@ -20,7 +20,7 @@ from perf.run import FULL, QUICK, STACKS, STUDY_ORDER, Options, Times
 from perf.samples import RESOURCES, SAMPLES, Sample
 
 CPU_SHARES = 4  # of the machine: up to three replicas and the load generator
-WRITTEN = (results.RESULTS, SAMPLES, RESOURCES, "report.html", "report.md")
+WRITTEN = (results.RESULTS, SAMPLES, RESOURCES, "report.html", "report.md", running.LOG)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -99,6 +99,7 @@ def run_options(given: argparse.Namespace) -> Options:
         times=times(given.quick, given.duration),
         engine=given.engine or ("docker" if engine.available() else "local"),
         replicas=given.replicas,
+        max_replicas=given.max_replicas,
         cpus=given.cpus or len(os.sched_getaffinity(0)) / CPU_SHARES,
         memory_mb=given.memory_mb,
         models_dir=given.models_dir.resolve(),

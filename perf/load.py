@@ -12,11 +12,11 @@ from locust.exception import StopUser
 
 # isort: split
 import argparse
+import contextlib
 import csv
 import itertools
 import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,29 +25,13 @@ from urllib.parse import urlsplit
 
 import gevent
 
+from perf import schedule
 from perf.photos import CONTENT_TYPE, Photo, load
 from perf.samples import Sample
 
 TIMEOUT_S = 30.0
 SENDERS_S = 4.0  # senders kept for a timed load: so many seconds of its highest rate can be under way at once
 Send = tuple[float, int]  # intended send (seconds after the start), index of the photo
-
-
-def parse_schedule(text: str) -> list[tuple[float, float]]:
-    """`50x20,100x10` as [(rate, seconds), ...]; raises ValueError."""
-    steps = [step.partition("x") for step in text.split(",")]
-    schedule = [(float(rate), float(seconds)) for rate, _, seconds in steps]
-    if any(rate <= 0 or seconds <= 0 for rate, seconds in schedule):
-        raise ValueError(f"schedule {text}: rates and seconds are above zero")
-    return schedule
-
-
-def intended_sends(schedule: list[tuple[float, float]]) -> Iterator[float]:
-    """Evenly spaced sends of each step in turn, seconds after the start."""
-    begin = 0.0
-    for rate, seconds in schedule:
-        yield from (begin + k / rate for k in range(round(rate * seconds)))
-        begin += seconds
 
 
 class Sender(FastHttpUser):
@@ -118,7 +102,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--schedule", type=parse_schedule)
+    parser.add_argument("--schedule", type=schedule.parse)
     parser.add_argument("--origin", type=float, default=time.time(), help="Unix time that samples count from")
     parser.add_argument("--share", default="1/1", help="this process's part of the load: number/processes")
     parser.add_argument("--out", type=Path, required=True)
@@ -132,7 +116,7 @@ def planned(given: argparse.Namespace, photos: int) -> tuple[int, Iterator[Send]
         users = len(range(number - 1, given.users, processes))
         return users, closed_loop(given.seconds, photos, number - 1)
     highest = max(rate for rate, _ in given.schedule) / processes
-    sends = ((at_s, k % photos) for k, at_s in enumerate(intended_sends(given.schedule)))
+    sends = ((at_s, k % photos) for k, at_s in enumerate(schedule.intended_sends(given.schedule)))
     return max(10, round(highest * SENDERS_S)), itertools.islice(sends, number - 1, None, processes)
 
 
@@ -144,13 +128,11 @@ def main() -> None:
     users, sends = planned(given, len(photos))
     samples: list[Sample] = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         generate(given.url, photos, users, sends, record(samples, given.origin))
-    except KeyboardInterrupt:
-        pass
     with given.out.open("w", newline="") as file:
         csv.writer(file).writerows(sorted(samples))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,6 +18,7 @@ from perf.samples import Sample, Second
 
 TICK_S = 1.0
 OVERTIME_S = 45.0  # a request may take 30 s to fail; then the generator has written and left
+ROOT = Path(__file__).parents[1]
 CLOCK = os.sysconf("SC_CLK_TCK")
 
 
@@ -72,7 +73,12 @@ def generators(commands: list[list[str]], folder: Path) -> Iterator[list[subproc
             with (folder / f"{number}.out").open("wb") as out:
                 # a session of its own: Ctrl-C at the terminal reaches us, and we end it and read what it measured
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                    command,
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
             processes.append(process)
         yield processes

@@ -125,9 +125,8 @@ def draw_rates(chart: Chart, cells: list[Cell], colours: dict[str, str], narrow:
         ticks.append((y, f"{cell.model} · {cell.stack}"))
         y += 1
     axes.set_yticks([t for t, _ in ticks], [label for _, label in ticks], color=INK)
-    axes.set(ylim=(y - 0.4, -0.6), xscale="log", xlabel="answers a second (log scale); ◇ 2023 study, plain recipe")
-    _log_ticks(axes.xaxis)
-    axes.set_xlim(1, 1.6 * max(c.columns.rate for c in rows if c.columns))
+    axes.set(ylim=(y - 0.4, -0.6), xlabel="answers a second; ◇ 2023 study, plain recipe")
+    axes.set_xlim(0, 1.12 * max(c.rate.high for c in rows if c.rate))
     axes.grid(False, axis="y")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from math import inf
+from math import inf, log
 from typing import NamedTuple
 
 from perf.summary import Cell
@@ -72,10 +72,10 @@ class Axis(NamedTuple):
 
 AXES = (
     Axis("accuracy", lambda c: c.accuracy),
-    Axis("rate", lambda c: c.rate),
-    Axis("p99", lambda c: -c.p99_ms),
-    Axis("memory", lambda c: -c.memory_mb),
-    Axis("cost", lambda c: -c.cost),
+    Axis("rate", lambda c: log(c.rate)),  # logarithms: twice is twice, wherever it starts
+    Axis("p99", lambda c: -log(c.p99_ms)),
+    Axis("memory", lambda c: -log(c.memory_mb)),
+    Axis("cost", lambda c: -log(c.cost)),
 )
 
 

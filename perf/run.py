@@ -1,7 +1,8 @@
 """A run: for every stack and model, bring it up, load it, take it down, and keep what was measured at once."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from perf.summary import columns
 
 STACKS = ("plain", "single", "balanced", "scaled")
 STUDY_ORDER = ("previous", "mobilenet_v2", "resnet101_v2")
+LOG = "run.log"
 RATE_OF_PEAK = 0.6  # of the closed loop's answered rate, where --rate does not say
 VARYING_OF_PEAK = (0.2, 0.5, 0.9, 0.2)  # the study's low, medium, high, low
 START_S = 1.5  # a generator's own start
@@ -38,7 +40,7 @@ class Times:
 
 
 FULL = Times(warm=4, idle=3, closed=30, rate=20, level=12)
-QUICK = Times(warm=1, idle=1, closed=4, rate=3, level=3)
+QUICK = Times(warm=1, idle=1, closed=4, rate=2.5, level=2.5)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Options:
     rate: float | None
     times: Times
     engine: str
-    replicas: int
+    replicas: int  # of balanced
+    max_replicas: int  # of scaled
     cpus: float
     memory_mb: int
     models_dir: Path
@@ -116,7 +119,8 @@ def run(options: Options, facts_of_run: dict[str, Any], up: Up, tick: Tick, meas
 def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[float], None], sent: list[Sample]) -> None:
     """One cell: up, warm, idle, closed loop (its samples go to `sent`), constant rate, varying load if scaled, down."""
     stack, times = cell["stack"], options.times
-    with bring_up(options, cell, up) as running:
+    with log(options.out), bring_up(options, cell, up) as running:
+        cell["limited_by"] = getattr(running, "limited_by", "")
         part = partial(load, options, cell, running, tick)
         part("warm", seconds=times.warm)
         part("idle", seconds=times.idle, users=1)
@@ -128,6 +132,13 @@ def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[floa
             part("varying", levels=[(peak * share, times.level) for share in VARYING_OF_PEAK])
 
 
+@contextlib.contextmanager
+def log(folder: Path) -> Iterator[None]:
+    """What stacks say of themselves goes to `run.log`, not into the progress bar."""
+    with (folder / LOG).open("a") as file, contextlib.redirect_stderr(file):
+        yield
+
+
 def bring_up(options: Options, cell: dict[str, Any], up: Up) -> AbstractContextManager[Running]:
     """The cell's stack: the plain recipe is given the Keras files, ours the packages."""
     plain = cell["stack"] == "plain"
@@ -137,6 +148,7 @@ def bring_up(options: Options, cell: dict[str, Any], up: Up) -> AbstractContextM
         models_dir=options.sources if plain else options.models_dir,
         engine=options.engine,
         replicas=options.replicas,
+        max_replicas=options.max_replicas,
         cpus=options.cpus,
         memory_mb=options.memory_mb,
     )

@@ -120,7 +120,7 @@ def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resource
         rate=rate(*_answers(sent["closed"])[:2]),
         use=use,
         latency=latency,
-        timeline=timeline(sent["varying"], seconds["varying"], facts["phases"].get("varying", {}).get("levels", [])),
+        timeline=timeline(sent["varying"], seconds["varying"]),
         idle=idle(sent["idle"], run["photos"]),
     )
 
@@ -198,7 +198,7 @@ def resources_used(samples: list[Sample], seconds: list[Second], cores: int) -> 
     )
 
 
-def timeline(samples: list[Sample], seconds: list[Second], levels: list[list[float]]) -> list[dict[str, float]]:
+def timeline(samples: list[Sample], seconds: list[Second]) -> list[dict[str, float]]:
     """Offered and answered rate, median latency and replicas, second by second."""
     if not samples:
         return []

@@ -1,0 +1,80 @@
+"""Every tool for real against a server of known speed: the same record comes out."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perf import photos
+from perf.adapters import Load, find
+from perf.meter import drive
+from perf.samples import Sample, Second
+
+TOOLS = ["locust", *(pytest.param(t, marks=pytest.mark.skipif(not shutil.which(t), reason=f"{t} is not installed")) for t in ("wrk", "siege"))]
+
+
+def driven(tool: str, load: Load, server: Any) -> tuple[list[Sample], list[Second]]:
+    kept: list[Any] = []
+    drive(find(tool), load, server, lambda sent, read: kept.extend((sent, read)), lambda _: None)
+    return kept[0], kept[1]
+
+
+def to(server: Any, photos_dir: Path, **given: Any) -> Load:
+    return Load(f"{server.url}/predict?model=m", photos_dir, **{"users": 4, "seconds": 1.5, **given})
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_closed_loop_finds_the_servers_rate(tool: str, server: Any, photos_dir: Path, children_end: None) -> None:
+    server.delay_s = 0.05  # 2 slots: 40 a second, 100 ms for 4 users
+    sent, read = driven(tool, to(server, photos_dir, seconds=2), server)
+    assert {s.status for s in sent} == {200}
+    assert {s.bytes for s in sent} <= set(range(10, 200))
+    elapsed = max(s.at_s + s.latency_ms / 1000 for s in sent) - min(s.at_s for s in sent)
+    assert 20 < len(sent) / elapsed < 46
+    assert 60 < np.median([s.latency_ms for s in sent]) < 180
+    assert len(read) >= 2
+    assert tool != "locust" or read[-1].generator_cpu_s > 0  # the others use less than a clock tick
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_arrives_is_the_photos_whole_and_in_turn(tool: str, server: Any, photos_dir: Path) -> None:
+    driven(tool, to(server, photos_dir, seconds=1), server)
+    assert {kind for kind, _ in server.bodies} == {photos.CONTENT_TYPE}
+    assert {body for _, body in server.bodies} <= {photo.body for photo in photos.load(photos_dir)}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_failed_request_is_recorded_with_its_status(tool: str, server: Any, photos_dir: Path) -> None:
+    server.fail_every = 4
+    sent, _ = driven(tool, to(server, photos_dir, seconds=1), server)
+    failed = [s for s in sent if s.status == 503]
+    assert 0.15 < len(failed) / len(sent) < 0.35
+    assert len(failed) + sum(s.status == 200 for s in sent) >= 0.97 * len(sent)
+
+
+def test_without_a_server_every_request_is_unanswered(server: Any, photos_dir: Path) -> None:
+    load = Load("http://127.0.0.1:9/predict?model=m", photos_dir, users=1, seconds=0.3)
+    sent, _ = driven("locust", load, server)
+    assert sent
+    assert {s.status for s in sent} == {0}
+
+
+def test_a_timed_load_counts_latency_from_the_intended_send(server: Any, photos_dir: Path) -> None:
+    server.delay_s, server.slots = 0.1, 2  # answers 20 a second
+    sent, _ = driven("locust", to(server, photos_dir, schedule=((40.0, 1.5),)), server)
+    assert [s.at_s - sent[0].at_s for s in sent] == pytest.approx([k / 40 for k in range(60)], abs=1e-3)
+    assert sent[-1].latency_ms == pytest.approx(1500, abs=500)  # 60 requests take 3 s, the last was due after 1.5
+
+
+def test_processes_share_a_timed_load(server: Any, photos_dir: Path) -> None:
+    sent, _ = driven("locust", to(server, photos_dir, schedule=((30.0, 1.0),), processes=2), server)
+    assert len(sent) == 30
+    assert sorted(s.photo for s in sent) == [0] * 15 + [1] * 15
+
+
+def test_a_tool_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="wrk is not installed: .* or use --tool locust"):
+        find("wrk")

@@ -1,0 +1,66 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from perf import results
+from perf.compare import Difference, compare, left_out, table
+from perf.intervals import Interval
+from perf.summary import Cell
+
+
+@pytest.fixture
+def cells(finished: Path) -> list[Cell]:
+    return results.read(finished)[1]
+
+
+def faster(cell: Cell, times: float) -> Cell:
+    assert cell.rate
+    return replace(cell, rate=Interval(*(times * v for v in (cell.rate.value, cell.rate.low, cell.rate.high))))
+
+
+def rates(differences: list[Difference]) -> dict[str, str]:
+    return {d.name: d.verdict for d in differences if d.figure == "answers/s"}
+
+
+def test_a_run_shows_no_difference_from_itself(cells: list[Cell]) -> None:
+    verdicts = {d.verdict for d in compare(cells, cells)}
+    assert verdicts <= {"no difference shown", "one reading"}
+
+
+def test_a_rate_clearly_higher_is_better_and_one_clearly_lower_worse(cells: list[Cell]) -> None:
+    changed = [faster(c, 1.5 if c.stack == "single" else 0.5) for c in cells]
+    verdicts = rates(compare(cells, changed))
+    assert verdicts["single mobilenet_v2"] == "better"
+    assert verdicts["balanced mobilenet_v2"] == "worse"
+
+
+def test_a_difference_within_the_interval_is_not_called_one(cells: list[Cell]) -> None:
+    wide = [replace(c, rate=Interval(c.rate.value, 0.9 * c.rate.value, 1.1 * c.rate.value)) for c in cells if c.rate]
+    assert set(rates(compare(wide, [faster(c, 1.05) for c in wide])).values()) == {"no difference shown"}
+
+
+def test_less_latency_is_better(cells: list[Cell]) -> None:
+    def slower(cell: Cell) -> Cell:
+        timed = cell.latency["rate"]
+        return replace(cell, latency={**cell.latency, "rate": replace(timed, p99=Interval(900, 890, 910))})
+
+    found = [d for d in compare(cells, [slower(c) for c in cells]) if d.figure == "p99 ms, constant rate" and d.name == "single mobilenet_v2"]
+    assert [d.verdict for d in found] == ["worse"]
+
+
+def test_latencies_at_different_rates_are_not_compared(cells: list[Cell]) -> None:
+    other = [replace(c, latency={**c.latency, "rate": replace(c.latency["rate"], offered=3.0, answered=3.0)}) for c in cells]
+    assert not [d for d in compare(cells, other) if "constant rate" in d.figure]
+
+
+def test_invalid_and_missing_cells_are_named(cells: list[Cell]) -> None:
+    spoilt = [replace(c, reasons=["x"]) if c.stack == "plain" else c for c in cells if c.stack != "scaled"]
+    assert left_out(cells, spoilt) == [f"{s} {m}" for s in ("plain", "scaled") for m in ("mobilenet_v2", "resnet101_v2")]
+    assert {d.name.split()[0] for d in compare(cells, spoilt)} == {"single", "balanced"}
+
+
+def test_the_table_says_what_the_intervals_hold(cells: list[Cell]) -> None:
+    made = table(compare(cells, cells))
+    assert "repeat a run" in made.note
+    assert all(len(row) == len(made.header) for row in made.rows)

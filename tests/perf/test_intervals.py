@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from perf.intervals import Interval, percentiles, proportion, rate, ratio
+
+
+def test_the_interval_holds_the_true_rate_about_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(60):
+        finished = np.sort(rng.uniform(0, 30, rng.poisson(50 * 30)))
+        interval = rate(finished, 30.0)
+        held += interval.low <= 50 <= interval.high
+    assert 0.85 <= held / 60 <= 1
+
+
+def test_the_interval_holds_the_true_percentile_about_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(2), 0
+    for _ in range(60):
+        finished, values = np.sort(rng.uniform(0, 30, 1500)), rng.exponential(10, 1500)
+        (interval,) = percentiles(finished, 30.0, values, (95,))
+        held += interval.low <= 10 * np.log(20) <= interval.high
+    assert 0.85 <= held / 60 <= 1
+
+
+def test_neighbours_that_wait_together_widen_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    finished = np.linspace(0, 29.9, 1500)
+    stalls = np.repeat(rng.exponential(10, 30), 50)  # all requests of a second take as long
+    (together,) = percentiles(finished, 30.0, stalls, (50,))
+    (alone,) = percentiles(finished, 30.0, rng.permutation(stalls), (50,))
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+
+def test_the_same_samples_give_the_same_interval() -> None:
+    finished = np.linspace(0, 9.9, 500)
+    assert rate(finished, 10.0) == rate(finished, 10.0)
+
+
+def test_a_ratio_of_two_runs_holds_both_intervals() -> None:
+    found = ratio(Interval(100, 90, 110), Interval(200, 190, 210))
+    assert found.value == pytest.approx(2)
+    assert found.low == pytest.approx(1.789, abs=0.01)
+    assert found.high == pytest.approx(2.249, abs=0.01)
+
+
+def test_wilsons_interval_of_a_proportion() -> None:
+    found = proportion(0.5, 100)  # Brown, Cai, DasGupta 2001: 0.404 to 0.596
+    assert (found.low, found.high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))

@@ -1,0 +1,61 @@
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf.adapters import Load, Tool, find
+from perf.meter import Usage, cpu_seconds, drive, machine_seconds
+
+
+def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(server: Any, photos_dir: Path, children_end: None) -> None:
+    kept: list[Any] = []
+    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    load = Load(f"{server.url}/predict?model=m", photos_dir, users=2, seconds=60)
+    with pytest.raises(KeyboardInterrupt):
+        drive(find("locust"), load, server, lambda sent, read: kept.extend((sent, read)), lambda _: None)
+    timer.join()
+    sent, read = kept
+    assert len(sent) > 20
+    assert max(s.at_s for s in sent) < 10
+    assert read
+
+
+def test_a_generator_that_fails_is_reported_in_its_own_words(server: Any, photos_dir: Path) -> None:
+    broken = Tool(lambda load, folder: [["sh", "-c", "echo no such host; exit 3"]], lambda load, folder: [])
+    with pytest.raises(RuntimeError, match="load generator ended with 3: no such host"):
+        drive(broken, Load(server.url, photos_dir, 1, 1), server, lambda sent, read: None, lambda _: None)
+
+
+def test_a_second_whose_counters_vanish_is_skipped(server: Any, photos_dir: Path) -> None:
+    class Going:
+        url = server.url
+        calls = 0
+
+        def replicas(self) -> int:
+            return 1
+
+        def usage(self) -> Usage:
+            Going.calls += 1
+            if Going.calls == 1:
+                raise FileNotFoundError("the replica is gone")
+            return server.usage()  # type: ignore[no-any-return]
+
+    kept: list[Any] = []
+    load = Load(f"{server.url}/predict?model=m", photos_dir, users=1, seconds=1.5)
+    drive(find("locust"), load, Going(), lambda sent, read: kept.extend((sent, read)), lambda _: None)
+    assert kept[0]
+    assert len(kept[1]) == Going.calls - 1
+
+
+def test_counters_are_those_of_the_process_and_the_machine() -> None:
+    before, (_, busy) = cpu_seconds(os.getpid()), machine_seconds()
+    sum(range(8_000_000))
+    after, (_, busier) = cpu_seconds(os.getpid()), machine_seconds()
+    assert before is not None
+    assert after is not None
+    assert 0.05 < after - before <= busier - busy + 0.05
+    assert cpu_seconds(2**30) is None

@@ -1,0 +1,61 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perf import results
+from perf.plan import CLOSE, Service, check, demands, need, service
+from perf.summary import SPREAD
+
+ONE = Service(demand_s=0.010, photos={"small.jpg": 0.006, "large.jpg": 0.014}, spread=[1.0] * len(SPREAD), idle_s=0.020)
+
+
+def planned(rate: float = 100, max_p99_ms: float = 200, cpus: float = 1.0, one: Service = ONE, **given: Any) -> Any:
+    return need("m", one, rate, max_p99_ms, cpus, 0.04, **given)
+
+
+def test_a_plan_has_room_for_the_work_and_no_replica_too_many() -> None:
+    made = planned(rate=1000)
+    assert made.cores >= 1000 * 0.010 / 0.8
+    assert made.cores <= 1000 * 0.010 / 0.8 + 1
+    assert made.p99_ms <= 200
+    assert made.price_hour == pytest.approx(made.cores * 0.04)
+    assert made.price_million == pytest.approx(made.price_hour / 3.6)
+
+
+def test_a_tighter_limit_needs_more() -> None:
+    assert planned(max_p99_ms=34).replicas > planned(max_p99_ms=200).replicas
+
+
+def test_a_limit_under_the_service_time_cannot_be_met() -> None:
+    assert planned(max_p99_ms=10) is None
+
+
+def test_a_mix_of_large_photos_needs_more() -> None:
+    small, large = planned(rate=2000, mix={"small.jpg": 1.0}), planned(rate=2000, mix={"large.jpg": 1.0})
+    assert large.cores / small.cores == pytest.approx(14 / 6, rel=0.1)
+
+
+def test_drawn_work_has_the_measured_mean_and_spread() -> None:
+    spread = np.linspace(0.8, 1.2, len(SPREAD)).tolist()
+    work = demands(replace(ONE, spread=spread), 20_000, None, np.random.default_rng(0))
+    assert work.mean() == pytest.approx(0.010, rel=0.02)
+    assert work.max() == pytest.approx(0.014 * 1.2)
+
+
+def test_service_times_come_from_cpu_and_idle_answers(finished: Path) -> None:
+    _, cells = results.read(finished)
+    one = service(next(c for c in cells if (c.stack, c.model) == ("single", "mobilenet_v2")))
+    assert one is not None
+    assert one.demand_s == pytest.approx(0.0055, rel=0.05)  # 11 s at half a core for 1,000 answers
+    assert set(one.photos) == {"a.jpg", "b.jpg"}
+
+
+def test_a_system_that_follows_the_model_is_predicted_closely(finished: Path) -> None:
+    run, cells = results.read(finished)
+    for name in ("single", "balanced"):
+        rates = [c for c in check(run, cells) if c.name == f"{name} mobilenet_v2" and c.figure.startswith("closed")]
+        assert len(rates) == 2
+        assert all(abs(c.error) < CLOSE for c in rates)

@@ -1,0 +1,44 @@
+"""The simulation against the closed forms of queueing theory."""
+
+import numpy as np
+import pytest
+
+from perf.queueing import Replicas, closed_loop, open_loop, poisson, smallest
+
+N = 100_000
+
+
+def test_one_server_with_constant_service_waits_as_pollaczek_and_khinchine_say() -> None:
+    rng = np.random.default_rng(1)
+    made = open_loop(poisson(70, N, rng), np.full(N, 0.01), 0.0, Replicas(1, 1, 1.0))
+    assert made.latency_s.mean() == pytest.approx(0.01 + 0.7 * 0.01 / (2 * 0.3), rel=0.05)
+    assert made.utilisation == pytest.approx(0.7, rel=0.02)
+
+
+def test_two_slots_wait_as_erlang_says() -> None:
+    rng = np.random.default_rng(2)
+    made = open_loop(poisson(140, N, rng), rng.exponential(0.01, N), 0.0, Replicas(1, 2, 1.0))
+    assert made.latency_s.mean() == pytest.approx(0.01 / (1 - 0.7**2), rel=0.05)
+
+
+def test_a_slower_slot_takes_longer() -> None:
+    made = open_loop(np.arange(10.0), np.full(10, 0.01), 0.002, Replicas(1, 1, 0.5))
+    assert made.latency_s == pytest.approx(np.full(10, 0.022))
+
+
+def test_a_closed_loop_keeps_every_slot_busy_and_shares_the_wait() -> None:
+    made = closed_loop(10, np.full(5000, 0.01), 0.0, Replicas(2, 1, 1.0))
+    assert made.rate == pytest.approx(200, rel=0.01)
+    assert made.latency_s[20:].mean() == pytest.approx(10 / 200, rel=0.01)
+
+
+def test_the_balancer_gives_to_the_replica_with_the_fewest() -> None:
+    one_long = np.array([1.0, *[0.001] * 20])
+    made = open_loop(np.arange(21) * 0.01, one_long, 0.0, Replicas(2, 1, 1.0))
+    assert made.latency_s[1:].max() == pytest.approx(0.001)  # nobody waits behind the long one
+
+
+@pytest.mark.parametrize("answer", [1, 2, 7, 100])
+def test_the_smallest_that_is_enough(answer: int) -> None:
+    assert smallest(lambda n: n >= answer, 1, 100) == answer
+    assert smallest(lambda n: n >= 101, 1, 100) is None

@@ -1,0 +1,117 @@
+from math import inf
+from typing import Any
+
+import pytest
+
+from perf.intervals import Interval
+from perf.recommend import Candidate, Constraints, Recommendation, candidate, dominator, recommend
+from perf.summary import Cell, Latency, Use
+
+
+def cell(stack: str, model: str, *, accuracy: float, rate: float, p99: float, memory: float, replicas: float = 1, reasons: Any = ()) -> Cell:
+    mark = Interval(p99, p99, p99)
+    return Cell(
+        stack, model, list(reasons), accuracy=accuracy, rate=Interval(rate, 0.97 * rate, 1.03 * rate),
+        use=Use(memory, 10.0, 0.5 * replicas, 0.0, 0.2, replicas, 0.0),
+        latency={"rate": Latency(10, 10, p99, mark, mark, mark, [])},
+    )  # fmt: skip
+
+
+SMALL = cell("single", "small", accuracy=0.58, rate=100, p99=40, memory=90)
+SMALL_TWICE = cell("balanced", "small", accuracy=0.58, rate=190, p99=30, memory=200, replicas=2)
+LARGE = cell("single", "large", accuracy=0.60, rate=12, p99=300, memory=220)
+PLAIN = cell("plain", "small", accuracy=0.58, rate=9, p99=900, memory=800)
+CELLS = [SMALL, SMALL_TWICE, LARGE, PLAIN]
+
+
+def chosen(cells: list[Cell] = CELLS, **limits: float) -> Recommendation:
+    return recommend(cells, Constraints(**limits), cpus=0.5)
+
+
+def by_priority(made: Recommendation) -> dict[str, str]:
+    return {choice.priority: choice.candidate.name for choice in made.choices}
+
+
+def test_each_priority_has_its_own_winner() -> None:
+    assert by_priority(chosen()) == {
+        "lowest cost": "small on single",
+        "highest throughput": "small on balanced",
+        "balance": "small on single",
+        "highest accuracy": "large on single",
+    }
+
+
+def test_every_choice_gives_reasons_in_numbers_and_what_would_change_it() -> None:
+    for choice in chosen().choices:
+        assert any(character.isdigit() for reason in choice.reasons for character in reason), choice.priority
+        assert choice.change, choice.priority
+
+
+def test_cost_is_the_cores_reserved_for_a_million_answers() -> None:
+    made = candidate(SMALL, cpus=0.5, price=0.04)
+    assert made.cost == pytest.approx(0.5 * 0.04 / 3600 / 100 * 1e6)
+    assert candidate(SMALL, cpus=0.1, price=0.04).cost == made.cost  # it used 0.5 cores: nothing held it to 0.1
+
+
+@pytest.mark.parametrize(
+    ("limits", "left", "why"),
+    [
+        ({"min_accuracy": 0.59}, {"large"}, "accuracy 0.580 under 0.59"),
+        ({"max_p99_ms": 35}, {"small"}, "p99 40 ms over 35 ms"),
+        ({"max_memory_mb": 100}, {"small"}, "memory 200 MB over 100 MB"),
+        ({"min_rate": 150}, {"small"}, "100.0/s under 150/s"),
+    ],
+)
+def test_constraints_come_first(limits: dict[str, float], left: set[str], why: str) -> None:
+    made = chosen(**limits)
+    assert {choice.candidate.model for choice in made.choices} == left
+    assert any(why in text for _, text in made.refused)
+
+
+def test_no_choice_where_nothing_meets_the_constraints() -> None:
+    made = chosen(min_rate=1000)
+    assert made.choices == []
+    assert len(made.refused) == 4
+
+
+def test_an_invalid_cell_is_left_out_with_its_reason() -> None:
+    spoilt = cell("scaled", "small", accuracy=0.58, rate=900, p99=1, memory=1, reasons=["the load generator was saturated"])
+    made = chosen([*CELLS, spoilt])
+    assert by_priority(made) == by_priority(chosen())
+    assert made.invalid == [("small on scaled", "the load generator was saturated")]
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    made = chosen()
+    assert {c.name for c in made.front} == {"small on single", "small on balanced", "large on single"}
+    assert [(c.name, by.name) for c, by in made.dominated] == [("small on plain", "small on single")]
+
+
+def test_nothing_dominates_its_equal() -> None:
+    a = Candidate("single", "a", 0.5, 10, 5, 50, 1, 9, 11)
+    assert dominator(a, [a, a._replace(stack="balanced")]) is None
+    assert dominator(a, [a, a._replace(rate=11)]) is not None
+
+
+def test_a_stack_that_did_not_keep_up_misses_any_p99() -> None:
+    mark = Interval(10, 10, 10)
+    behind = Cell(**{**vars(SMALL), "latency": {"rate": Latency(100, 50, 10, mark, mark, mark, [])}})
+    made = chosen([behind, LARGE], max_p99_ms=1000)
+    assert by_priority(made)["lowest cost"] == "large on single"
+    assert candidate(behind, 0.5, 0.04).p99_ms == inf
+    assert chosen([behind]).choices  # without a limit it may still be chosen
+
+
+def test_equal_accuracy_goes_to_the_cheapest() -> None:
+    made = chosen([SMALL_TWICE, SMALL])
+    assert by_priority(made)["highest accuracy"] == "small on single"
+
+
+def test_the_price_of_a_core_changes_no_ranking() -> None:
+    assert by_priority(chosen(core_hour_price=1.0)) == by_priority(chosen())
+
+
+def test_overlapping_rates_are_called_a_tie() -> None:
+    close = cell("scaled", "small", accuracy=0.58, rate=187, p99=35, memory=210, replicas=2)
+    (fastest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "highest throughput"]
+    assert "their 95 % intervals overlap: another run may swap them" in fastest.change

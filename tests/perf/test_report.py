@@ -1,0 +1,132 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf import results
+from perf.recommend import Constraints
+from perf.report import write
+
+VOID = {"meta", "br", "path", "use", "line", "img", "rect", "circle", "polygon", "polyline"}
+SECTIONS = ["Recommendation", "Models", "Deployments", "What to choose from", "The study's twelve columns", "Capacity beyond this machine", "How it was measured"]
+
+
+@pytest.fixture
+def page(finished: Path) -> str:
+    write(finished, Constraints())
+    return (finished / "report.html").read_text()
+
+
+class Balanced(HTMLParser):
+    """Collects what is open and never closed, and closed but not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        else:
+            self.wrong.append(tag)
+
+
+def test_the_page_is_one_file_that_opens_offline(page: str) -> None:
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)  # names of formats, never fetched
+    assert not re.findall(r'https?://(?!127\.0\.0\.1)|@import|<link|<img|src=|url\((?!#)', without_names)
+    assert page.count("<script>") == 1
+
+
+def test_the_page_is_well_formed(page: str) -> None:
+    parser = Balanced()
+    parser.feed(page)
+    assert (parser.open, parser.wrong) == ([], [])
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_every_section_is_there_in_both(page: str, finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    for section in SECTIONS:
+        assert f"<h2>{section.replace(chr(39), '&#x27;')}</h2>" in page or f"<h2>{section}</h2>" in page
+        assert f"## {section}\n" in text
+
+
+def test_marks_can_be_hovered_and_say_their_figures(page: str) -> None:
+    tips = re.findall(r'data-tip="([^"]+)"', page)
+    assert any(re.match(r"mobilenet_v2 on single: 100\.\d/s", tip) for tip in tips)
+    assert any(tip.startswith("2023 study, MobileNetV2") for tip in tips)
+    assert 'id="tip-' not in page
+
+
+def test_the_page_has_light_and_dark_and_a_phones_drawings(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert page.count('<div class="wide"><svg') == page.count('<div class="narrow"><svg') == 6
+    drawings = page[page.index("<svg") : page.rindex("</svg>")]
+    assert not re.findall(r"#[0-9a-f]{6}", drawings), "a colour that does not change with the page"
+
+
+def test_the_same_data_give_the_same_files(finished: Path) -> None:
+    write(finished, Constraints())
+    first = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    write(finished, Constraints())
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == first
+
+
+def test_a_report_is_drawn_again_without_the_samples(finished: Path) -> None:
+    write(finished, Constraints())
+    first = (finished / "report.html").read_text()
+    (finished / "samples.csv").unlink()
+    (finished / "resources.csv").unlink()
+    write(finished, Constraints())
+    assert (finished / "report.html").read_text() == first
+
+
+def test_plots_are_png_and_svg_and_linked_from_the_markdown(finished: Path) -> None:
+    write(finished, Constraints())
+    linked = re.findall(r"!\[[^]]*\]\((plots/[^)]+\.png)\)", (finished / "report.md").read_text())
+    assert sorted(linked) == sorted(f"plots/{p.name}" for p in (finished / "plots").glob("*.png"))
+    assert len(linked) == len(list((finished / "plots").glob("*.svg"))) == 6
+
+
+def test_an_invalid_cell_is_shown_with_its_reason_and_not_recommended(finished: Path) -> None:
+    data = json.loads((finished / "results.json").read_text())
+    for cell in data["run"]["cells"]:
+        if cell["stack"] == "balanced":
+            cell["reason"] = "the load generator was saturated"
+    results.save(finished, data["run"])
+    made = write(finished, Constraints())
+    assert "balanced" not in {choice.candidate.stack for choice in made.chosen.choices}
+    assert "left out of the recommendation: the load generator was saturated" in (finished / "report.html").read_text()
+
+
+def test_the_studys_figures_stand_beside_ours_with_the_ratio(page: str, finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| mobilenet_v2 | 58.8 "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:4] == ["58.9", "83.8"]
+    assert cells[6] == "288"
+    assert cells[10] == "15.61"
+    assert float(cells[11]) == pytest.approx(10, rel=0.1)  # times the plain recipe
+    assert "not comparable" in page
+    assert "8.58" in page
+
+
+def test_nothing_to_choose_is_said(finished: Path) -> None:
+    write(finished, Constraints(min_rate=1e6))
+    assert "No deployment meets them" in (finished / "report.html").read_text()
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no results of a run"):
+        write(tmp_path, Constraints())

@@ -1,0 +1,54 @@
+"""Each way a measurement is spoilt is noticed, by its figure and its limit."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perf.validity import reasons
+
+FACTS: dict[str, Any] = {"stack": "single", "model": "m", "phases": {}}
+
+
+def judged(run_facts: dict[str, Any], sent: list[Any], read: list[Any], **facts: Any) -> list[str]:
+    return reasons(run_facts, FACTS | facts, {"closed": sent, "rate": []}, {"closed": read, "rate": []})
+
+
+def test_a_sound_cell_has_no_reason(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    assert judged(run_facts, loads.closed(50, 20), loads.resources()) == []
+
+
+def test_a_saturated_generator(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    read = loads.resources(generator=0.95)
+    (reason,) = judged(run_facts, loads.closed(50, 20), read)
+    assert reason == "closed loop: the load generator was saturated (0.95 cores, limit 0.85)"
+    run_facts["options"]["threads"] = 2
+    assert judged(run_facts, loads.closed(50, 20), read) == []
+
+
+def test_a_host_that_takes_the_cpu_away(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    read = [s._replace(steal_s=0.2 * s.at_s) for s in loads.resources()]
+    (reason,) = judged(run_facts, loads.closed(50, 20), read)
+    assert reason == "closed loop: the host took 10% of the CPU time (limit 5%)"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(0, "no answer"), (503, "status 503"), (429, "status 429")])
+def test_too_many_errors(run_facts: dict[str, Any], loads: SimpleNamespace, status: int, kind: str) -> None:
+    sent = [*loads.closed(50, 20), *loads.closed(1, 20, status=status)]
+    (reason,) = judged(run_facts, sent, loads.resources())
+    assert reason == f"closed loop: 2.0% of the requests failed ({kind}; limit 1%)"
+
+
+def test_no_replica_ready(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    read = [s._replace(replicas=0) if s.at_s == 5 else s for s in loads.resources()]
+    assert judged(run_facts, loads.closed(50, 20), read) == ["closed loop: no replica was ready for a time"]
+
+
+def test_the_constant_rate_is_judged_too(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    sent = {"closed": loads.closed(50, 20), "rate": loads.closed(50, 20, status=500)}
+    (reason,) = reasons(run_facts, FACTS, sent, {"closed": loads.resources(), "rate": loads.resources()})
+    assert reason.startswith("constant rate: 100.0% of the requests failed")
+
+
+def test_what_a_cell_died_of_is_a_reason(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    assert judged(run_facts, loads.closed(50, 20), loads.resources(), reason="interrupted") == ["interrupted"]
