@@ -31,7 +31,11 @@ class Answers:
 
 @contextmanager
 def load(url: str, body: bytes, users: int = 4) -> Iterator[Answers]:
-    """POST `body` to /predict over `users` kept-alive connections until the block ends."""
+    """POST `body` to /predict from `users` at once until the block ends.
+
+    Every request has a connection of its own: one that idles may be closed by a server at any time, also just when its
+    client sends, and whoever keeps connections must be ready to send again.
+    """
     answers, stop = Answers(), threading.Event()
     threads = [threading.Thread(target=_user, args=(url, body, answers, stop)) for _ in range(users)]
     for thread in threads:
@@ -45,14 +49,12 @@ def load(url: str, body: bytes, users: int = 4) -> Iterator[Answers]:
 
 
 def _user(url: str, body: bytes, answers: Answers, stop: threading.Event) -> None:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     while not stop.wait(PAUSE_S):
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
         try:
             connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
-            answer = connection.getresponse()
-            answer.read()
-            answers.counts[str(answer.status)] += 1
+            answers.counts[str(connection.getresponse().status)] += 1
         except (OSError, http.client.HTTPException) as error:
             answers.counts[type(error).__name__] += 1
+        finally:
             connection.close()
-    connection.close()

@@ -1,0 +1,196 @@
+"""Stacks by local processes, with real packages, gunicorn and nginx; tests/deploy has the same by docker compose."""
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from perf import stacks
+from perf.deployment import Deployment, StackError
+from perf.local import Replicas
+from tests.deploy.load import load
+from tests.service.packages import jpeg, write_package
+
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
+PHOTO = jpeg("green")
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of which a stack serves one."""
+    folder = tmp_path_factory.mktemp("packages")
+    write_package(folder, "colours")
+    write_package(folder, "zebra")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports of this test alone, and a short drain: nothing here is behind a slow balancer."""
+    for name in ("SINGLE_PORT", "BALANCER_PORT"):
+        monkeypatch.setenv(name, str(free_port()))
+    monkeypatch.setenv("SOUS_DRAIN_DELAY_MS", "200")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(children_end: None) -> Iterator[None]:
+    """Neither children (by `children_end`) nor cgroups nor folders outlive a stack."""
+    yield
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/**/sous-{os.getpid()}-*"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def predict(url: str) -> dict[str, object]:
+    answer = httpx.post(f"{url}/predict", content=PHOTO, headers={"Content-Type": "image/jpeg"})
+    assert answer.status_code == 200
+    found: dict[str, object] = answer.json()
+    return found
+
+
+def local(kind: stacks.Kind, packages: Path, **figures: float) -> AbstractContextManager[stacks.Running]:
+    return stacks.up(kind, model="colours", models_dir=packages, engine="local", **{"cpus": 1.0, **figures})
+
+
+@pytest.mark.parametrize(("kind", "replicas"), [("single", 1), pytest.param("balanced", 2, marks=needs_nginx)])
+def test_a_stack_answers_while_it_is_up(kind: stacks.Kind, replicas: int, packages: Path) -> None:
+    with local(kind, packages) as running:
+        assert predict(running.url)["model"] == "colours"
+        assert running.replicas() == replicas
+        assert running.limited_by
+        served = httpx.get(f"{running.url}/models").json()["models"]
+        assert [model["name"] for model in served] == ["colours"]  # its memory is that of one model
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(running.url)
+
+
+def test_usage_counts_what_the_replicas_do(packages: Path) -> None:
+    with local("single", packages) as running:
+        before = running.usage()
+        with load(running.url, PHOTO) as answers:
+            answers.wait_for(100)
+        after = running.usage()
+    assert 0.02 < after.cpu_seconds - before.cpu_seconds < 5
+    assert 30e6 < after.memory_bytes < 300e6
+    assert after.throttled_seconds >= before.throttled_seconds >= 0
+
+
+@needs_nginx
+def test_replicas_come_and_go_without_losing_a_request_and_what_they_used_stays_counted(packages: Path) -> None:
+    with local("balanced", packages, replicas=1) as running, load(running.url, PHOTO) as answers:
+        answers.wait_for(20)
+        running.scale(3)
+        assert running.replicas() == 3
+        answers.wait_for(40)
+        with_three = running.usage()
+        running.scale(1)
+        assert running.replicas() == 1
+        answers.wait_for(20)
+        assert running.usage().cpu_seconds > with_three.cpu_seconds
+        assert running.usage().memory_bytes < with_three.memory_bytes
+    assert answers.failed() == {}
+
+
+@needs_nginx
+def test_no_request_is_lost_with_a_replica_that_is_killed(packages: Path) -> None:
+    with local("balanced", packages) as running, load(running.url, PHOTO) as answers:
+        assert isinstance(running, Replicas)
+        answers.wait_for(20)
+        killed = next(iter(running.running.values()))
+        os.killpg(killed.process.pid, signal.SIGKILL)
+        until(lambda: running.replicas() == 1)
+        answers.wait_for(60)
+        assert running.usage().cpu_seconds > 0
+    assert answers.failed() == {}
+
+
+@needs_nginx
+def test_no_request_is_lost_while_every_replica_is_replaced(packages: Path) -> None:
+    with local("balanced", packages) as running, load(running.url, PHOTO) as answers:
+        assert isinstance(running, Replicas)
+        before = {process.process.pid for process in running.running.values()}
+        running.roll()
+        answers.wait_for(20)
+        after = {process.process.pid for process in running.running.values()}
+    assert len(after) == 2
+    assert not before & after
+    assert answers.failed() == {}
+
+
+@needs_nginx
+def test_a_scaled_stack_follows_the_load(packages: Path) -> None:
+    with local("scaled", packages, cpus=0.3, max_replicas=2, faster=100) as running:
+        assert running.replicas() == 1
+        with load(running.url, PHOTO) as answers:
+            until(lambda: running.replicas() == 2)
+        until(lambda: running.replicas() == 1)
+    assert answers.failed() == {}
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest takes for its own."""
+
+
+@needs_nginx
+def test_an_interrupted_run_leaves_nothing_behind(packages: Path) -> None:
+    with pytest.raises(Interrupted), local("balanced", packages):
+        raise Interrupted
+
+
+def test_a_port_that_is_taken_is_named(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("SINGLE_PORT", str(port))
+        with pytest.raises(StackError, match=f"port {port} is taken"), local("single", packages):
+            pass
+
+
+def test_a_model_that_is_not_there_is_named(packages: Path) -> None:
+    asked = stacks.up("single", model="nothing", models_dir=packages, engine="local")
+    with pytest.raises(StackError, match="no package nothing"), asked:
+        pass
+
+
+@needs_nginx
+def test_a_replica_that_cannot_start_says_why(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOUS_TOP_K", "none")
+    with pytest.raises(StackError, match="bad setting"), local("balanced", packages):
+        pass
+
+
+def test_the_plain_recipe_needs_a_keras_file(tmp_path: Path) -> None:
+    asked = stacks.up("plain", model="colours", models_dir=tmp_path, engine="local")
+    with pytest.raises(StackError, match=r"colours\.keras"), asked:
+        pass
+
+
+def test_the_defaults_fit_two_cores_and_are_those_of_compose() -> None:
+    lines = (Path(__file__).parents[2] / ".env").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    default = Deployment("balanced", "", Path())
+    assert (default.cpus, default.replicas, default.max_replicas) == (
+        float(given["REPLICA_CPUS"]),
+        int(given["REPLICAS"]),
+        int(given["MAX_REPLICAS"]),
+    )
+    assert given["REPLICA_MEMORY"] == f"{default.memory_mb}M"
+    generator = 0.4
+    assert default.max_replicas * default.cpus + float(given["BALANCER_CPUS"]) + generator <= 2
