@@ -1,6 +1,7 @@
 """create_app(): routes, errors to problem details, and the life of the service."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -69,6 +70,8 @@ async def load(state: State) -> None:
     except Exception as error:
         log.critical("%s", error, exc_info=not isinstance(error, PackageError))
         os._exit(CANNOT_SERVE)  # nothing is in flight; SystemExit would end in tracebacks of every layer above
+    gc.collect()
+    gc.freeze()  # what serves for good is not looked through again and again
     state.classifier = Classifier(repository, state.settings)
     log.info("ready: %s", ", ".join(repository.names()))
 

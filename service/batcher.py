@@ -92,7 +92,7 @@ class Queue(Generic[T, R]):
 
 
 class Batcher:
-    """`slots` threads serve all queues; it starts with the first queue and ends with close()."""
+    """`slots` threads that serve all queues, from the start until close()."""
 
     def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

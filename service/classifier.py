@@ -139,10 +139,10 @@ def _decode(photo: bytes, contract: Contract, limits: Limits) -> NDArray[np.uint
 
 
 def rank(scores: Scores, served: Served, top_k: int) -> list[Prediction]:
-    """The `top_k` most probable labels, most probable first."""
-    labels, probabilities = served.model.metadata.labels, scores.probabilities
-    best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-    return [Prediction(labels[n], n, round(float(probabilities[n]), 6)) for n in best]
+    """The `top_k` most probable labels, most probable first, ties in the order of the output."""
+    labels, probabilities = served.model.metadata.labels, scores.probabilities.tolist()
+    best = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)[:top_k]
+    return [Prediction(labels[n], n, round(probabilities[n], 6)) for n in best]
 
 
 async def _settled(ticket: Ticket[Scores], hung_up: Callable[[], Awaitable[None]]) -> None:

@@ -31,7 +31,8 @@ def on_starting(_: Any) -> None:
 
 def post_fork(server: Any, _: Any) -> None:
     """The workers share the cores."""
-    os.environ.setdefault("SOUS_CORES", str(max(1, cpu.cores() // server.cfg.workers)))
+    if not _settings.cores:
+        os.environ["SOUS_CORES"] = str(max(1, cpu.cores() // server.cfg.workers))
 
 
 def worker_int(worker: Any) -> None:

@@ -11,6 +11,7 @@ from litestar import Response, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import Parameter
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from service import metrics
 from service.classifier import Answer, Prediction
@@ -92,7 +93,7 @@ async def predict(
     model: Annotated[str | None, Parameter(description="Its name; by default the first one.")] = None,
     version: Annotated[int | None, Parameter(description="By default the highest.")] = None,
     top_k: Annotated[int | None, Parameter(ge=1, description="Labels in a ranking.")] = None,
-) -> Response[bytes]:
+) -> ASGIApp:
     """Rank the labels of one photo or several, most probable first."""
     arrived = time.monotonic()
     settings: Settings = request.app.state.settings
@@ -123,7 +124,7 @@ def timeout_s(request: HttpRequest, settings: Settings) -> float:
     return int(given) / 1e3
 
 
-def respond(answer: Answer, upload: Upload, total_s: float) -> Response[bytes]:
+def respond(answer: Answer, upload: Upload, total_s: float) -> ASGIApp:
     """One photo: its predictions, or its error raised. Several: one result each, in their order."""
     package, meters = answer.served.package, answer.served.meters
     body: Predictions | Results
@@ -139,4 +140,19 @@ def respond(answer: Answer, upload: Upload, total_s: float) -> Response[bytes]:
         body = Results(package.name, package.version, results)
     meters.count(answer.stages_s, total_s)
     stages = [f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in (*answer.stages_s.items(), ("total", total_s))]
-    return Response(encode(body), headers={"Server-Timing": ", ".join(stages)}, media_type="application/json")
+    return _json(encode(body), ", ".join(stages))
+
+
+def _json(body: bytes, server_timing: str) -> ASGIApp:
+    """What Litestar's Response would send, without its 0.1 ms."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"server-timing", server_timing.encode()),
+    ]
+
+    async def send_it(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return send_it

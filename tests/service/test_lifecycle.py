@@ -130,3 +130,12 @@ def test_the_workers_share_the_cores(models: Path) -> None:
         until(lambda: server.log.read_text().count("ready: colours") == workers)
         plan = CLIENT.get(f"{server.url}/models/colours").json()["versions"][0]["plan"]
     assert plan["slots"] == 1
+
+
+def test_nothing_is_left_behind(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    write_package(models)
+    with serving(models) as server:
+        assert list(tmp_path.glob("sous-metrics-*/*.db"))
+        assert server.terminate() == 0
+    assert not list(tmp_path.glob("sous-metrics-*"))
