@@ -14,6 +14,7 @@ from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poi
 from perf.summary import SPREAD, Cell
 
 REQUESTS = 20_000  # simulated for one answer
+CHECKED = 5_000  # simulated to check one cell
 WARM = 2_000  # of them left out at the start
 MOST_BUSY = 0.8  # utilisation a plan goes to: what is left carries a burst or a lost replica
 MOST_REPLICAS = 20_000
@@ -82,8 +83,7 @@ def demands(one: Service, n: int, mix: dict[str, float] | None, rng: np.random.G
 
 def replicas(number: int, cpus: float) -> Replicas:
     """Replicas with a CPU limit: the service runs one slot a whole core, and at least one."""
-    slots = max(1, floor(cpus))
-    return Replicas(number, slots, cpus / slots)
+    return Replicas(number, max(1, floor(cpus)), quota=min(1.0, cpus))
 
 
 def need(model: str, one: Service, rate: float, max_p99_ms: float, cpus: float, price: float, mix: dict[str, float] | None = None) -> Need | None:
@@ -95,10 +95,13 @@ def need(model: str, one: Service, rate: float, max_p99_ms: float, cpus: float, 
     """
     rng = np.random.default_rng(0)
     arrivals, work = poisson(rate, REQUESTS, rng), demands(one, REQUESTS, mix, rng)
+    fixed = _fixed(one)
+    if 1000 * (float(np.percentile(work, 99)) + fixed) > max_p99_ms:
+        return None  # without any wait it takes longer
     first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * cpus)))
 
     def outcome(number: int) -> Outcome:
-        return open_loop(arrivals, work, _fixed(one, cpus), replicas(number, cpus))
+        return open_loop(arrivals, work, fixed, replicas(number, cpus))
 
     def enough(number: int) -> bool:
         return float(np.percentile(outcome(number).latency_s[WARM:], 99)) * 1000 <= max_p99_ms
@@ -113,10 +116,9 @@ def need(model: str, one: Service, rate: float, max_p99_ms: float, cpus: float, 
     return Need(model, number, number * cpus, busy, late.percentile_ms(50), late.percentile_ms(99), hour, hour / (rate * 3600) * 1e6)
 
 
-def _fixed(one: Service, cpus: float) -> float:
-    """What an idle answer takes beside its service."""
-    target = replicas(1, cpus)
-    return max(0.0, one.idle_s - one.demand_s / target.speed)
+def _fixed(one: Service) -> float:
+    """What an idle answer takes beside its service; nothing where the service has several threads for one image."""
+    return max(0.0, one.idle_s - one.demand_s)
 
 
 def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
@@ -134,16 +136,17 @@ def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
     assert cell.use and cell.columns  # noqa: S101 - for the type checker: check() passes no other
     rng, name, cpus = np.random.default_rng(0), f"{cell.stack} {cell.model}", run["options"]["cpus"]
     number = max(1, round(cell.use.replicas))
-    # on one machine the generator takes its part of the cores
-    left = (run["machine"]["cores"] - cell.use.generator_cores) / number
-    target = replicas(number, cpus)._replace(speed=min(cpus, left) / max(1, floor(cpus)))
-    fixed, work = _fixed(one, cpus), demands(one, REQUESTS, None, rng)
+    # on one machine the generator and other programs take their part of the cores
+    left = run["machine"]["cores"] * (1 - cell.use.other) - cell.use.generator_cores
+    target = replicas(number, cpus)
+    target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
+    fixed, work = _fixed(one), demands(one, CHECKED, None, rng)
     closed = closed_loop(run["options"]["users"], work, fixed, target)
     found = [
         Check(name, "closed loop, answers/s", cell.columns.rate, closed.rate),
         Check(name, "closed loop, mean ms", 1000 * cell.columns.response_s, 1000 * float(closed.latency_s.mean())),
     ]
     if (timed := cell.latency.get("rate")) and timed.kept_up:
-        made = open_loop(np.arange(REQUESTS) / timed.offered, work, fixed, target)
+        made = open_loop(np.arange(CHECKED) / timed.offered, work, fixed, target)
         found.append(Check(name, "constant rate, mean ms", timed.mean, 1000 * float(made.latency_s.mean())))
     return found

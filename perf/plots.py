@@ -8,6 +8,7 @@ a stack its shape, and the 2023 study's figures are hollow.
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from perf.recommend import Recommendation
+from perf.recommend import Candidate, Recommendation
 from perf.study import MODELS
 from perf.summary import Cell
 
@@ -70,6 +71,7 @@ class Chart:
         self.tips.append(text)
         return f"tip-{len(self.tips) - 1}"
 
+    @cached_property
     def svg(self) -> str:
         out = io.StringIO()
         with mpl.rc_context(STYLE):
@@ -165,33 +167,25 @@ def draw_trade_offs(chart: Chart, cells: list[Cell], colours: dict[str, str], na
         axes.margins(x=0.14, y=0.16)
         _log_ticks(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f} %"))
-    _name_models(panels[0] if narrow else panels[1], cells, colours)
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel("top-1 accuracy")
-    _shapes(chart.figure, [s for s in MARKS if any(c.stack == s for c in cells)])
+    used = {name: colour for name, colour in colours.items() if any(c.model == name for c in cells)}
+    _legend(chart.figure, [s for s in MARKS if any(c.stack == s for c in cells)], used, narrow)
 
 
 def _mark(chart: Chart, axes: Axes, x: float, y: float, mark: str, colour: str, name: str, unit: str, hollow: bool = False) -> None:
     tip = chart.tip(f"{name}: top-1 {y:.1f} %, {x:.3g} {unit}")
-    axes.plot([x], [y], mark, ms=8, mfc=SURFACE if hollow else colour, mec=colour if hollow else SURFACE, mew=1.6 if hollow else 0.8, gid=tip)
+    axes.plot([x], [y], mark, ms=7.5 if hollow else 9, mfc=SURFACE if hollow else colour, mec=colour if hollow else SURFACE, mew=1.6 if hollow else 0.8, gid=tip)
 
 
-def _name_models(axes: Axes, cells: list[Cell], colours: dict[str, str]) -> None:
-    """Each model's name beside its fastest mark."""
-    for model, colour in colours.items():
-        own = [c for c in cells if c.model == model and c.columns]
-        if own:
-            best = max(own, key=lambda c: c.columns.rate if c.columns else 0)
-            assert best.columns  # noqa: S101 - filtered above
-            x, y = best.columns.rate, 100 * (best.accuracy or 0)
-            axes.annotate(model, (x, y), (0, 8), textcoords="offset points", ha="right", color=colour, weight="bold", size=8.5)
-
-
-def _shapes(figure: Figure, stacks: list[str]) -> None:
-    """The legend of shapes above the panels."""
-    handles = [mpl.lines.Line2D([], [], ls="", marker=MARKS[s], color=MUTED, ms=7, label=s) for s in stacks]
-    study = mpl.lines.Line2D([], [], ls="", marker=STUDY_MARK, mfc=SURFACE, mec=MUTED, mew=1.4, ms=6.5, label="2023 study")
-    figure.legend(handles=[*handles, study], loc="outside upper left", ncols=5, frameon=False, labelcolor=INK, handletextpad=0.2, columnspacing=1.1)
+def _legend(figure: Figure, stacks: list[str], models: dict[str, str], narrow: bool) -> None:
+    """Colours of models and shapes of stacks, above the panels."""
+    line = mpl.lines.Line2D
+    named = [line([], [], ls="", marker="s", color=colour, ms=7, label=name) for name, colour in models.items()]
+    shapes = [line([], [], ls="", marker=MARKS[s], mfc=MUTED, mec=SURFACE, ms=8, label=s) for s in stacks]
+    study = line([], [], ls="", marker=STUDY_MARK, mfc=SURFACE, mec=MUTED, mew=1.4, ms=6.5, label="2023 study")
+    handles, columns = [*named, *shapes, study], 3 if narrow else 8
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, handletextpad=0.2, columnspacing=1.2)
 
 
 def draw_latency(chart: Chart, cells: list[Cell], colours: dict[str, str], narrow: bool) -> None:
@@ -268,15 +262,35 @@ def draw_pareto(chart: Chart, chosen: list[Recommendation], colours: dict[str, s
     chart.figure.set_size_inches((NARROW_IN, 4.2) if narrow else (WIDE_IN, 4.0))
     axes = chart.figure.subplots()
     for c in (*dominated, *front):
-        on = c in front
-        text = f"{c.name}: {c.rate:.0f}/s, {c.cost:.2f} a million, top-1 {100 * c.accuracy:.1f} %, p99 {c.p99_ms:.0f} ms, {c.memory_mb:.0f} MB, {'on the front' if on else 'dominated'}"
-        axes.plot([c.rate], [c.cost], MARKS[c.stack], ms=10 if on else 7, color=colours[c.model], alpha=1 if on else 0.35, mec=SURFACE, mew=0.8, gid=chart.tip(text))
-        if on:
-            axes.annotate(f"{c.model} · {c.stack}", (c.rate, c.cost), (0, 9), textcoords="offset points", ha="center", size=8, color=colours[c.model])
+        size, strength = (10, 1.0) if c in front else (8, 0.35)
+        axes.plot([c.rate], [c.cost], MARKS[c.stack], ms=size, color=colours[c.model], alpha=strength, mec=SURFACE, mew=0.8, gid=chart.tip(_pareto_tip(c, c in front)))
     axes.set(xscale="log", yscale="log", xlabel="answers a second (log scale)", ylabel="cost of a million answers (log scale)")
-    axes.margins(x=0.15, y=0.18)
+    axes.margins(x=0.2, y=0.2)
+    _name_apart(axes, [(c.rate, c.cost, f"{c.model} · {c.stack}", colours[c.model]) for c in front], narrow)
     _log_ticks(axes.xaxis)
     _log_ticks(axes.yaxis)
+
+
+def _pareto_tip(c: Candidate, on_front: bool) -> str:
+    place = "on the front" if on_front else "dominated"
+    return f"{c.name}: {c.rate:.0f}/s, {c.cost:.2f} a million, top-1 {100 * c.accuracy:.1f} %, p99 {c.p99_ms:.0f} ms, {c.memory_mb:.0f} MB, {place}"
+
+
+OFFSETS = ((0, 9), (0, -15), (0, 21), (0, -27), (0, 33), (0, -39))  # points: above, below, and further away
+
+
+def _name_apart(axes: Axes, marks: list[tuple[float, float, str, str]], narrow: bool) -> None:
+    """Names above or below their marks, each at the first place where it covers no other name."""
+    axes.autoscale_view()
+    width, height = (250, 230) if narrow else (640, 220)  # of the panel, points
+    taken: list[tuple[float, float, float]] = []
+    for x, y, name, colour in sorted(marks, key=lambda mark: -mark[1]):
+        right, up = (width, height) * axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        half = 2.4 * len(name)
+        free = [(dx, dy) for dx, dy in OFFSETS if all(abs(right - r) > half + h or abs(up + dy - u) > 10 for r, u, h in taken)]
+        dx, dy = (free or OFFSETS)[0]
+        taken.append((right, up + dy, half))
+        axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha="center", size=8, color=colour)
 
 
 def _log_ticks(axis: Any) -> None:

@@ -1,8 +1,9 @@
 """A small queueing simulation of a stack: requests wait for one of a replica's slots, first come first served.
 
-A replica is `slots` servers that share its CPU limit; a request occupies one for its CPU demand divided by the slot's
-part of the limit. A balancer gives each request to the replica with the fewest requests. What is not modelled:
-throttling within one CPU period, memory, the network between machines, and slots that wait for each other.
+A replica is `slots` servers; a request occupies one for its CPU demand divided by the slot's speed. A limit under one
+core works as the kernel's does: full speed until the period's quota is used up, then nothing until the next period.
+A balancer gives each request to the replica with the fewest requests. What is not modelled: memory, the network
+between machines, and slots that wait for each other.
 """
 
 import heapq
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+PERIOD_S = 0.1  # of the kernel's CPU quota (cpu.cfs_period_us, cpu.max)
+
 Floats = NDArray[np.float64]
 
 
@@ -20,14 +23,15 @@ class Replicas(NamedTuple):
 
     number: int
     slots: int  # requests in service at once, each replica
-    speed: float  # cores that one slot has
+    speed: float = 1.0  # cores that one slot has while it runs
+    quota: float = 1.0  # part of each period that a replica of one slot may run; 1: always
 
 
 class Outcome(NamedTuple):
     """What the simulated requests met."""
 
     rate: float  # answers a second
-    utilisation: float  # of the replicas' slots
+    utilisation: float  # of what the replicas may use
     latency_s: Floats
 
     def percentile_ms(self, p: float) -> float:
@@ -41,6 +45,8 @@ class Pool:
         self.free = [[0.0] * replicas.slots for _ in range(replicas.number)]  # when each slot is next free
         self.waiting = [0] * replicas.number  # requests at each replica, waiting or in service
         self.fewest = [(0, r, r) for r in range(replicas.number)]  # (requests, change, replica); outdated ones stay in
+        self.quota = replicas.quota
+        self.used = [(0, 0.0)] * replicas.number  # (period, time run in it)
         self.ends: list[tuple[float, int]] = []
         self.change = replicas.number
 
@@ -51,11 +57,25 @@ class Pool:
         while self.fewest[0][0] != self.waiting[self.fewest[0][2]]:
             heapq.heappop(self.fewest)
         replica = self.fewest[0][2]
-        end = max(now, heapq.heappop(self.free[replica])) + duration
+        begin = max(now, heapq.heappop(self.free[replica]))
+        end = begin + duration if self.quota >= 1 else self._limited(replica, begin, duration)
         heapq.heappush(self.free[replica], end)
         heapq.heappush(self.ends, (end, replica))
         self._count(replica, 1)
         return end
+
+    def _limited(self, replica: int, now: float, left: float) -> float:
+        """When `left` seconds of running are over, with pauses where a period's quota is used up."""
+        period, used = self.used[replica]
+        while left > 1e-12:
+            if (current := int(now / PERIOD_S + 1e-9)) != period:
+                period, used = current, 0.0
+            run = min(left, self.quota * PERIOD_S - used, (period + 1) * PERIOD_S - now)
+            now, left, used = now + run, left - run, used + run
+            if left > 1e-12:
+                now = (period + 1) * PERIOD_S
+        self.used[replica] = (period, used)
+        return now
 
     def _count(self, replica: int, by: int) -> None:
         self.waiting[replica] += by
@@ -90,7 +110,8 @@ def closed_loop(users: int, demand_s: Floats, fixed_s: float, replicas: Replicas
 
 def _outcome(sent_s: Floats, end_s: Floats, demand_s: Floats, fixed_s: float, replicas: Replicas) -> Outcome:
     elapsed = float(end_s.max() - sent_s.min())
-    busy = float(demand_s.sum()) / replicas.speed / elapsed / (replicas.number * replicas.slots)
+    capacity = replicas.number * replicas.slots * replicas.speed * replicas.quota
+    busy = float(demand_s.sum()) / elapsed / capacity
     return Outcome(len(end_s) / elapsed, busy, end_s - sent_s + fixed_s)
 
 

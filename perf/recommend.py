@@ -9,6 +9,7 @@ from typing import NamedTuple
 from perf.summary import Cell
 
 CORE_HOUR_PRICE = 0.04  # a core for an hour in any currency, if no price is given; it moves no ranking
+SAME_ACCURACY = 0.005  # half a point of top-1: what the conversion's gate lets int8 lose
 STEPS = 10  # weights of the balance are tried in steps of 1 / STEPS
 
 
@@ -68,10 +69,11 @@ class Axis(NamedTuple):
 
     name: str
     good: Callable[[Candidate], float]
+    slack: float = 0.0  # differences up to it count as none
 
 
 AXES = (
-    Axis("accuracy", lambda c: c.accuracy),
+    Axis("accuracy", lambda c: c.accuracy, slack=SAME_ACCURACY),
     Axis("rate", lambda c: log(c.rate)),  # logarithms: twice is twice, wherever it starts
     Axis("p99", lambda c: -log(c.p99_ms)),
     Axis("memory", lambda c: -log(c.memory_mb)),
@@ -122,12 +124,12 @@ def refusal(c: Candidate, limits: Constraints) -> str:
 
 def dominator(c: Candidate, candidates: list[Candidate]) -> Candidate | None:
     """The cheapest candidate that is at least as good on every axis and better on one."""
-    better = [o for o in candidates if _at_least(o, c) and any(a.good(o) > a.good(c) for a in AXES)]
+    better = [o for o in candidates if _at_least(o, c) and any(a.good(o) > a.good(c) + a.slack for a in AXES)]
     return min(better, key=lambda o: (o.cost, o.name), default=None)
 
 
 def _at_least(a: Candidate, b: Candidate) -> bool:
-    return all(axis.good(a) >= axis.good(b) for axis in AXES)
+    return all(axis.good(a) >= axis.good(b) - axis.slack for axis in AXES)
 
 
 def _choices(open_: list[Candidate]) -> Iterator[Choice]:
@@ -145,7 +147,7 @@ def _cheapest(open_: list[Candidate]) -> Choice:
         other = rest[0]
         reasons.append(f"next: {other.name} at {other.cost:.2f} (x {other.cost / best.cost:.2f})")
         change.append(f"{other.name} would win if its cost fell by {1 - best.cost / other.cost:.0%}, as it would at {other.rate * other.cost / best.cost:.0f}/s")
-    if above := [c for c in rest if c.accuracy > best.accuracy]:
+    if above := [c for c in rest if c.accuracy > best.accuracy + SAME_ACCURACY]:
         c = above[0]
         points, extra = 100 * (c.accuracy - best.accuracy), c.cost - best.cost
         change.append(f"worth changing if {points:.1f} points of accuracy are worth {extra:.2f} a million answers: {c.name}")
@@ -169,16 +171,19 @@ def _fastest(open_: list[Candidate]) -> Choice:
 
 
 def _most_accurate(open_: list[Candidate]) -> Choice:
-    best, *rest = sorted(open_, key=lambda c: (-c.accuracy, c.cost, c.name))
-    same = [c for c in rest if c.accuracy == best.accuracy]
-    reasons = [f"top-1 {100 * best.accuracy:.1f} %, the highest of {len(open_)}"]
-    if same:
-        reasons.append(f"of {len(same) + 1} deployments of equal accuracy the cheapest ({best.cost:.2f} a million answers)")
-    change = [f"if throughput matters beside accuracy: {c.name}, {c.rate:.0f}/s" for c in same if c.rate > 1.1 * best.rate][:1]
-    if lower := [c for c in rest if c.accuracy < best.accuracy]:
-        other = lower[0]
-        points = 100 * (best.accuracy - other.accuracy)
-        change.append(f"{points:.1f} points less accuracy is {other.name}: x {other.rate / best.rate:.1f} the rate, x {other.cost / best.cost:.1f} the cost")
+    highest = max(c.accuracy for c in open_)
+    same = [c for c in open_ if c.accuracy >= highest - SAME_ACCURACY]
+    best = min(same, key=lambda c: (c.cost, c.name))
+    reasons = [f"top-1 {100 * best.accuracy:.1f} %; the highest of {len(open_)} is {100 * highest:.1f} %"]
+    if len(same) > 1:
+        reasons.append(f"of {len(same)} deployments within half a point of it the cheapest ({best.cost:.2f} a million)")
+    faster = max(same, key=lambda c: c.rate)
+    change = []
+    if faster.rate > 1.1 * best.rate:
+        change.append(f"if throughput matters beside accuracy: {faster.name}, {faster.rate:.0f}/s at {faster.cost:.2f} a million")
+    if lower := sorted((c for c in open_ if c not in same), key=lambda c: (-c.accuracy, c.cost)):
+        other, points = lower[0], 100 * (best.accuracy - lower[0].accuracy)
+        change.append(f"{other.name} has {points:.1f} points less, at x {other.rate / best.rate:.1f} the rate and x {other.cost / best.cost:.1f} the cost")
     return Choice("highest accuracy", best, reasons, change)
 
 

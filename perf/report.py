@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from perf.summary import Cell
 from perf.tables import Table
 
 TITLE = "Models and deployments compared"
-PLAN_RATES, PLAN_P99_MS = (100.0, 1000.0, 5000.0), 100.0
+PLAN_RATES, PLAN_P99_MS = (1000.0, 5000.0), 200.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """All that the page and the Markdown say."""
 
@@ -25,6 +26,7 @@ class Report:
     cells: list[Cell]
     chosen: Recommendation
 
+    @cached_property
     def plan_tables(self) -> list[Table]:
         """The queueing model against measurement, and what some rates would need."""
         checked = plan.check(self.run, self.cells)
@@ -48,7 +50,7 @@ def write(folder: Path, constraints: Constraints) -> Report:
     (folder / "plots").mkdir()
     for chart in wide:
         (folder / "plots" / f"{chart.name}.png").write_bytes(chart.png())
-        (folder / "plots" / f"{chart.name}.svg").write_text(chart.svg())
+        (folder / "plots" / f"{chart.name}.svg").write_text(chart.svg)
     return report
 
 
@@ -81,7 +83,7 @@ def page(report: Report, wide: list[plots.Chart], narrow: list[plots.Chart]) -> 
         "<h2>The study's twelve columns</h2>",
         *(f"<details><summary>{escape(name)}</summary>{table(tables.twelve_columns(name, cells), titled=False)}</details>" for name in run["models"]),
         "<h2>Capacity beyond this machine</h2>",
-        *(table(t) for t in report.plan_tables()),
+        *(table(t) for t in report.plan_tables),
         "<h2>How it was measured</h2>",
         *(f"<p>{escape(text)}</p>" for text in findings.method(run)),
         table(findings.machine(run), "words", titled=False),
@@ -113,7 +115,7 @@ def figure(wide: plots.Chart, narrow: plots.Chart) -> str:
 
 def inline_svg(chart: plots.Chart, kind: str) -> str:
     """The drawing with the page's colours, ids of its own, and hoverable marks."""
-    svg = chart.svg()
+    svg = chart.svg
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     own = f"{chart.name}-{kind}-"
@@ -132,14 +134,22 @@ def table(content: Table, kind: str = "figures", titled: bool = True) -> str:
     """A table that scrolls sideways in its own box; empty where it has no row."""
     if not content.rows:
         return ""
-    head = "".join(f"<th>{escape(h)}</th>" for h in content.header)
+    kinds = [' class="t"' if _is_text(column) else "" for column in zip(*content.rows, strict=True)]
+    head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kinds, content.header, strict=True))
     body = "".join(
-        f'<tr class="{content.marks.get(k, "")}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
-        for k, row in enumerate(content.rows)
+        f'<tr class="{content.marks.get(n, "")}">'
+        + "".join(f"<td{k}>{escape(cell)}</td>" for k, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for n, row in enumerate(content.rows)
     )
     title = f"<h3>{escape(content.title)}</h3>" if titled else ""
     note = f'<p class="note">{escape(content.note)}</p>' if content.note else ""
     return f'{title}<div class="table"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+
+
+def _is_text(column: tuple[str, ...]) -> bool:
+    """Words are set to the left, figures to the right."""
+    return any(cell[:1].isalpha() for cell in column)
 
 
 def markdown(report: Report, drawn: list[plots.Chart]) -> str:
@@ -169,7 +179,7 @@ def markdown(report: Report, drawn: list[plots.Chart]) -> str:
         "## The study's twelve columns",
         *(table_markdown(tables.twelve_columns(name, cells)) for name in run["models"]),
         "## Capacity beyond this machine",
-        *map(table_markdown, report.plan_tables()),
+        *map(table_markdown, report.plan_tables),
         "## How it was measured",
         *findings.method(run),
         table_markdown(findings.machine(run)),

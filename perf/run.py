@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perf import adapters, facts, results, samples
+from perf import adapters, facts, photos, results, samples
 from perf.adapters import Load
 from perf.meter import Running, drive
+from perf.probe import probe, warm
 from perf.samples import Part, Sample, Second
 from perf.summary import columns
 
@@ -21,7 +22,7 @@ LOG = "run.log"
 RATE_OF_PEAK = 0.6  # of the closed loop's answered rate, where --rate does not say
 VARYING_OF_PEAK = (0.2, 0.5, 0.9, 0.2)  # the study's low, medium, high, low
 START_S = 1.5  # a generator's own start
-UP_S = {"plain": 9.0, "single": 4.0, "balanced": 5.0, "scaled": 5.0}  # bring up and take down
+UP_S = {"plain": 20.0, "single": 4.0, "balanced": 6.0, "scaled": 6.0}  # bring up and take down
 
 Tick = Callable[[str, float], None]
 Measured = Callable[[dict[str, Any], list[Sample]], None]
@@ -40,7 +41,7 @@ class Times:
 
 
 FULL = Times(warm=4, idle=3, closed=30, rate=20, level=12)
-QUICK = Times(warm=1, idle=1, closed=4, rate=2.5, level=2.5)
+QUICK = Times(warm=0.5, idle=1, closed=4, rate=2.5, level=2.5)
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ def length_s(options: Options) -> float:
 def cell_s(options: Options, stack: str) -> float:
     """About how long one cell takes."""
     times = options.times
-    loads = times.warm + times.idle + times.closed + times.rate + 4 * START_S
+    loads = times.warm + times.idle + times.closed + times.rate + 2 * START_S
     varying = 4 * times.level + START_S if stack == "scaled" else 0
     return UP_S[stack] + loads + varying
 
 
-def start(options: Options, photos: list[str]) -> dict[str, Any]:
+def start(options: Options, sent: list[str]) -> dict[str, Any]:
     """The run's facts before anything is measured."""
     known = {name: facts.model(name, options.models_dir, options.sources) for name in options.models}
     given = {k: v for k, v in vars(options).items() if k not in ("models_dir", "sources", "photos", "out", "times")}
@@ -86,7 +87,7 @@ def start(options: Options, photos: list[str]) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": facts.machine(),
         "options": given | {"seconds": vars(options.times)},
-        "photos": photos,
+        "photos": sent,
         "models": known,
         "cells": [],
     }
@@ -121,9 +122,13 @@ def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[floa
     stack, times = cell["stack"], options.times
     with log(options.out), bring_up(options, cell, up) as running:
         cell["limited_by"] = getattr(running, "limited_by", "")
+        cell["url"] = f"{running.url.rstrip('/')}/predict?model={cell['model']}"
         part = partial(load, options, cell, running, tick)
-        part("warm", seconds=times.warm)
-        part("idle", seconds=times.idle, users=1)
+        sending = photos.load(options.photos)
+        warm(cell["url"], sending, options.users, times.warm)
+        alone = probe(cell["url"], sending, times.idle)
+        samples.append_samples(options.out, Part(stack, cell["model"], "idle"), alone)
+        tick(times.warm + times.idle)
         sent += part("closed", seconds=times.closed, tool=options.tool)
         if not (peak := answered_rate(sent)):
             return
@@ -162,30 +167,26 @@ def load(
     phase: str,
     *,
     seconds: float = 0.0,
-    users: int | None = None,
     tool: str = "locust",
     levels: list[tuple[float, float]] | None = None,
 ) -> list[Sample]:
-    """One part of a cell; its samples are written before it returns or raises, those of the warm-up dropped."""
+    """One part of a cell; its samples are written before it returns or raises."""
     part, kept = Part(cell["stack"], cell["model"], phase), list[Sample]()
 
     def keep(sent: list[Sample], read: list[Second]) -> None:
         kept.extend(sent)
-        if phase != "warm":
-            samples.append_samples(options.out, part, sent)
-            samples.append_resources(options.out, part, read)
+        samples.append_samples(options.out, part, sent)
+        samples.append_resources(options.out, part, read)
 
-    users = users or options.users
-    cell["url"] = f"{running.url.rstrip('/')}/predict?model={cell['model']}"
     if levels:
         cell["phases"][phase] = {"offered": levels[0][0], "levels": levels}
     order = Load(
         url=cell["url"],
         photos=options.photos,
-        users=users,
+        users=options.users,
         seconds=seconds,
         schedule=tuple(levels or ()),
-        processes=min(users, options.threads),
+        processes=min(options.users, options.threads),
         origin=time.time(),
     )
     drive(adapters.find(tool), order, running, keep, tick)

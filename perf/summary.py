@@ -173,9 +173,11 @@ def latencies(samples: list[Sample], offered: float) -> Latency:
     finished, elapsed, values = _answers(samples)
     p50, p95, p99 = percentiles(finished, elapsed, values, (50, 95, 99))
     curve = list(zip(CURVE, np.percentile(values, CURVE).tolist(), strict=True)) if len(values) else []
-    # a queue left at the end is still answered: the rate is that of the time in which requests were sent
+    # the requests under way when the last was sent are no backlog as long as they take no longer than others
     sending = max(s.at_s for s in samples) - min(s.at_s for s in samples)
-    answered = float((finished <= max(sending, 1e-9)).sum() / sending) if sending else 0.0
+    least = sending * len(samples) / max(1, len(samples) - 1)
+    usual = float(np.median(values)) / 1000 if len(values) else 0.0
+    answered = len(values) / max(least, elapsed - usual, 1e-9)
     mean = float(values.mean()) if len(values) else float("nan")
     return Latency(offered, answered, mean, p50, p95, p99, curve)
 
@@ -230,11 +232,11 @@ def notes(latency: dict[str, Latency], use: Use | None) -> list[str]:
     found = []
     timed = latency.get("rate")
     if timed and not timed.kept_up:
-        found.append(f"did not keep up with {timed.offered:.0f}/s (answered {timed.answered:.0f}/s): its p99 has no limit")
+        found.append(f"did not keep up with {timed.offered:.1f}/s (answered {timed.answered:.1f}/s): its p99 has no limit")
     if use is None:
         return [*found, "its resources could not be read"]
     if use.throttled > THROTTLED_NOTE:
         found.append(f"held back by its CPU limit for {use.throttled:.2f} s a second in the closed loop")
     if use.other > OTHER_NOTE:
-        found.append(f"other programs took {use.other:.0%} of the machine's CPU time meanwhile")
+        found.append(f"other programs took {use.other:.0%} of the machine's CPU time")
     return found

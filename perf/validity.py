@@ -6,6 +6,7 @@ from perf.samples import Sample, Second
 
 GENERATOR_LIMIT = 0.85  # of a core, a generator process: above it, latency is the generator's own
 STEAL_LIMIT = 0.05  # of the machine's CPU time
+OTHER_LIMIT = 0.30  # the same, by programs that are neither the stack nor the generator
 ERROR_LIMIT = 0.01  # of the requests
 
 
@@ -20,6 +21,7 @@ def reasons(
             continue
         found += _generator(name, generator_cores(sent[phase], seconds[phase]), processes)
         found += _steal(name, seconds[phase], cores)
+        found += _others(name, seconds[phase], cores)
         found += _errors(name, sent[phase])
         found += _replicas(name, seconds[phase])
     return found
@@ -45,6 +47,12 @@ def _steal(name: str, seconds: list[Second], cores: int) -> list[str]:
     share = (seconds[-1].steal_s - seconds[0].steal_s) / (seconds[-1].at_s - seconds[0].at_s) / cores
     limit = f"limit {STEAL_LIMIT:.0%}"
     return [f"{name}: the host took {share:.0%} of the CPU time ({limit})"] if share > STEAL_LIMIT else []
+
+
+def _others(name: str, seconds: list[Second], cores: int) -> list[str]:
+    share = other_share(seconds, cores) if len(seconds) > 1 else 0.0
+    limit = f"limit {OTHER_LIMIT:.0%}"
+    return [f"{name}: other programs took {share:.0%} of the CPU time ({limit})"] if share > OTHER_LIMIT else []
 
 
 def _errors(name: str, samples: list[Sample]) -> list[str]:

@@ -1,6 +1,7 @@
 """A small HTTP server with a known service time, and runs made from known samples."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -122,6 +123,10 @@ def loads() -> SimpleNamespace:
 @pytest.fixture
 def run_facts() -> dict[str, Any]:
     """What a run writes down before it measures, with all cells measured."""
+    return make_run_facts()
+
+
+def make_run_facts() -> dict[str, Any]:
     model = {"version": 1, "verdict": "int8", "photos": 3347, "agreement": 0.97, "package_bytes": 2_500_000, "source_bytes": 9_700_000}
     phases = {"rate": {"offered": 6.0, "levels": [[6.0, 10.0]]}, "varying": {"offered": 2.0, "levels": [[2.0, 5.0], [9.0, 5.0]]}}
     return {
@@ -138,10 +143,15 @@ def run_facts() -> dict[str, Any]:
 
 
 @pytest.fixture
-def finished(tmp_path: Path, run_facts: dict[str, Any]) -> Path:
-    """The folder of a finished run: two models on four stacks."""
-    folder = tmp_path / "run"
-    folder.mkdir()
+def finished(tmp_path: Path, finished_once: Path) -> Path:
+    """The folder of a finished run, to be written to: two models on four stacks."""
+    return shutil.copytree(finished_once, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, to be read only."""
+    folder, run_facts = tmp_path_factory.mktemp("finished"), make_run_facts()
     for facts in run_facts["cells"]:
         write_cell(folder, facts["stack"], facts["model"], RATES[facts["stack"]] * MODELS[facts["model"]][2])
     results.save(folder, run_facts)

@@ -26,6 +26,14 @@ def test_a_slower_slot_takes_longer() -> None:
     assert made.latency_s == pytest.approx(np.full(10, 0.022))
 
 
+def test_a_limit_under_a_core_pauses_when_the_periods_quota_is_used_up() -> None:
+    half = Replicas(1, 1, quota=0.5)
+    made = open_loop(np.array([0.0, 1.0]), np.array([0.120, 0.040]), 0.0, half)
+    # 50 ms, pause until 100, 50 ms, pause until 200, 20 ms; a short request is over before its quota
+    assert made.latency_s == pytest.approx([0.220, 0.040])
+    assert closed_loop(4, np.full(2000, 0.01), 0.0, half).rate == pytest.approx(50, rel=0.02)
+
+
 def test_a_closed_loop_keeps_every_slot_busy_and_shares_the_wait() -> None:
     made = closed_loop(10, np.full(5000, 0.01), 0.0, Replicas(2, 1, 1.0))
     assert made.rate == pytest.approx(200, rel=0.01)

@@ -32,6 +32,12 @@ def test_a_host_that_takes_the_cpu_away(run_facts: dict[str, Any], loads: Simple
     assert reason == "closed loop: the host took 10% of the CPU time (limit 5%)"
 
 
+def test_other_programs_on_the_machine(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    read = [s._replace(busy_s=s.busy_s + 0.8 * s.at_s) for s in loads.resources()]
+    (reason,) = judged(run_facts, loads.closed(50, 20), read)
+    assert reason == "closed loop: other programs took 40% of the CPU time (limit 30%)"
+
+
 @pytest.mark.parametrize(("status", "kind"), [(0, "no answer"), (503, "status 503"), (429, "status 429")])
 def test_too_many_errors(run_facts: dict[str, Any], loads: SimpleNamespace, status: int, kind: str) -> None:
     sent = [*loads.closed(50, 20), *loads.closed(1, 20, status=status)]
