@@ -1,0 +1,89 @@
+"""Types and sizes by the first bytes, against what Pillow finds when it opens the file."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import formats, jpeg
+
+SAVED = {
+    "JPEG": {},
+    "JPEG progressive": {"progressive": True},
+    "PNG": {},
+    "WEBP": {},
+    "WEBP lossless": {"lossless": True},
+    "WEBP with exif": {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"},
+    "BMP": {},
+    "GIF": {},
+}
+
+
+def encode(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind.split()[0], **options)
+    return file.getvalue()
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("size", [(1, 1), (301, 17), (16, 400), (16_383, 2)])
+def test_type_and_size_are_those_of_the_file(kind, size):
+    data = encode(noise(*size), kind, **SAVED[kind])
+    assert formats.sniff(data) == kind.split()[0]
+    assert formats.read_size(kind.split()[0], data) == size
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_the_picture_alone_is_the_same_picture(kind):
+    data = encode(noise(60, 40), kind, **SAVED[kind])
+    alone = formats.picture_only(kind.split()[0], data)
+    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in (data, alone)))
+
+
+def test_texts_profiles_and_comments_are_not_part_of_the_picture():
+    secret = b"a secret of some length"
+    for kind, options in (
+        ("JPEG", {"comment": secret}),
+        ("PNG", {"icc_profile": secret}),
+        ("GIF", {"comment": secret}),
+    ):
+        data = encode(noise(30, 20), kind, **options)
+        assert len(formats.picture_only(kind, data)) < len(data)
+        assert secret not in formats.picture_only(kind, data)
+
+
+def test_a_gif_is_as_large_as_its_first_picture_reaches():
+    data = bytearray(encode(noise(30, 20), "GIF"))
+    start = data.index(b"\x2c\0\0\0\0")
+    data[start + 1 : start + 5] = struct.pack("<HH", 100, 50)
+    assert formats.read_size("GIF", bytes(data)) == (130, 70) == Image.open(io.BytesIO(data)).size
+
+
+def test_a_gif_whose_extensions_hold_the_mark_of_a_picture_is_read_past_them():
+    data = encode(noise(30, 20), "GIF", comment=b"," * 44)  # 44 is the mark and a length
+    assert formats.read_size("GIF", data) == (30, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpegs_header_says_orientation_and_whether_it_has_several_scans(orientation):
+    tags = Image.Exif()
+    tags[0x010F], tags[0x0112] = "a camera", orientation
+    for progressive in (False, True):
+        header = jpeg.read_header(encode(noise(30, 20), "JPEG", exif=tags, progressive=progressive))
+        assert header == (30, 20, 3, 8, orientation, progressive)
+
+
+def test_scans_are_counted():
+    assert jpeg.count_scans(encode(noise(30, 20), "JPEG")) == 1
+    assert jpeg.count_scans(encode(noise(30, 20), "JPEG", progressive=True)) == 10
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_none(value):
+    assert jpeg.read_orientation(b"II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, value, 0)) == 1
