@@ -122,10 +122,10 @@ def _png_picture(data: bytes) -> bytes:
     parts, position = [data[:8]], 8
     for _ in range(_MAX_PNG_CHUNKS):
         (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        if data[position + 4 : position + 8] in _PNG_PICTURE:
+        kind, end = data[position + 4 : position + 8], position + 12 + length
+        if kind in _PNG_PICTURE:
             parts.append(data[position:end])
-        if end >= len(data):
+        if kind == b"IEND" or end >= len(data):
             return b"".join(parts)
         position = end
     raise ValueError("too many chunks")

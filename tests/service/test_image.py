@@ -76,6 +76,13 @@ def test_an_image_of_every_type_gives_the_pixels_that_pillow_gives(name):
     assert mean_difference(pixels, plainly(Image.open(io.BytesIO(ORDINARY[name])))) < 0.5
 
 
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("tail", [b"\n", b"\0" * 64])
+def test_what_follows_an_image_is_left_alone(name, tail):
+    data = ORDINARY[name]
+    assert np.array_equal(decode(data + tail, CONTRACT, LIMITS), decode(data, CONTRACT, LIMITS))
+
+
 @pytest.mark.parametrize("resize", ["bicubic", "bilinear", "box", "nearest"])
 @pytest.mark.parametrize("crop", ["none", "center"])
 @pytest.mark.parametrize("size", [(2000, 1501), (1333, 1000), (901, 603), (500, 375), (300, 900), (225, 2), (64, 64)])
