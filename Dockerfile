@@ -1,6 +1,6 @@
 # Targets: service (the default), balancer, scaler, convert.  docker build --target service -t sous/service .
 # Bases are Debian's official slim images; `make base-images` makes the same tags where no image registry is reached.
-# nginx finds replicas by name again only from 1.27.3 on, which Debian has from forky on.
+# The balancer's suite is newer: nginx keeps a client's connection over a reload from 1.27.4 on. An older one works, too.
 ARG SERVICE_BASE=debian:trixie-slim
 ARG CONVERT_BASE=debian:trixie-slim
 ARG SCALER_BASE=debian:trixie-slim
@@ -15,8 +15,7 @@ USER www-data
 EXPOSE 8080
 HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
     "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
-STOPSIGNAL SIGQUIT
-CMD ["/bin/bash", "-c", "/opt/sous/nginx/render >/tmp/nginx.conf && exec nginx -e stderr -c /tmp/nginx.conf -g 'daemon off;'"]
+CMD ["/opt/sous/nginx/balance"]
 
 # Moves the replicas of the scaled stack through the Docker engine's socket, which only root may open.
 FROM ${SCALER_BASE} AS scaler

@@ -57,7 +57,10 @@ class Project:
     def up(self) -> None:
         """Start everything and wait until it is healthy."""
         build()
-        self.run("up", "--detach", "--wait", "--wait-timeout", str(READY_S), "--no-build")
+        try:
+            self.run("up", "--detach", "--wait", "--wait-timeout", str(READY_S), "--no-build")
+        except StackError as error:
+            raise StackError(f"{error}\n{self.run('logs', '--no-color', '--tail', '5')}".rstrip()) from error
 
     def down(self) -> None:
         """Stop and remove containers and networks."""
@@ -85,11 +88,9 @@ class Project:
         return queues.waiting({c["Id"]: f"http://{engine.address(c)}:8000" for c in ready})
 
     def scale(self, replicas: int) -> None:
-        """As many replicas; fewer one at a time, so that nginx's one retry never meets a second that leaves."""
-        now = self.asked()
-        for count in range(now - 1, replicas - 1, -1) if replicas < now else [replicas]:
-            scale = f"{self.service}={count}"
-            self.run("up", "--detach", "--no-recreate", "--no-deps", "--no-build", "--scale", scale, self.service)
+        """As many replicas; more are ready when this returns, fewer have drained and left."""
+        wanted = ("--scale", f"{self.service}={replicas}", self.service)
+        self.run("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--no-build", *wanted)
 
     def _usages(self, service: str | None) -> dict[str, Usage]:
         """Of every container, or of the ready ones of a service."""

@@ -93,7 +93,7 @@ def usage(container: str) -> Usage:
     try:
         return cgroups.of_process(process, within=container)
     except OSError:
-        return _statistics(ask(f"/containers/{container}/stats?stream=false&one-shot=true"))
+        return statistics(container)
 
 
 def usages(ids: Sequence[str]) -> dict[str, Usage]:
@@ -105,9 +105,11 @@ def usages(ids: Sequence[str]) -> dict[str, Usage]:
     }
 
 
-def _statistics(stats: dict[str, Any]) -> Usage:
+def statistics(container: str) -> Usage:
+    """The engine's own figures of one container; nothing where it has just ended."""
+    stats = ask(f"/containers/{container}/stats?stream=false&one-shot=true")
     cpu, memory = stats["cpu_stats"], stats["memory_stats"]
-    if "usage" not in memory:  # it has just ended
+    if "usage" not in memory:
         return Usage()
     detail = memory["stats"]
     cached = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2

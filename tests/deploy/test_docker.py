@@ -1,0 +1,268 @@
+"""The three stacks in real containers."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from perf import compose, engine, stacks
+from perf.compose import REPO, Project
+from perf.deployment import StackError
+from tests.deploy.load import load
+from tests.service.packages import jpeg, write_package
+
+pytestmark = pytest.mark.docker
+PHOTO = jpeg("green")
+MIB = 2**20
+
+
+def missing() -> str | None:
+    """Why these tests cannot run here."""
+    if not engine.available():
+        return "no Docker engine answers"
+    if subprocess.run(["docker", "compose", "version"], check=False, capture_output=True).returncode:
+        return "no compose plugin; deploy/docker-plugins brings it"
+    if not list(REPO.glob("models/*/*/model.onnx")):
+        return "no packages in models/ to put into the image"
+    absent = [base for base in bases().values() if not inspect(base)]
+    return f"no {' and '.join(sorted(set(absent)))}; docker pull or make base-images" if absent else None
+
+
+def bases() -> dict[str, str]:
+    return dict(re.findall(r"^ARG (\w+_BASE)=(\S+)$", (REPO / "Dockerfile").read_text(), re.MULTILINE))
+
+
+def docker(*arguments: str, **options: Any) -> str:
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, **options).stdout.strip()
+
+
+def inspect(image: str) -> dict[str, Any] | None:
+    """What the engine says of an image; None where it has none of that name."""
+    try:
+        found: dict[str, Any] = engine.ask(f"/images/{image}/json")
+    except engine.EngineError:
+        return None
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images() -> None:
+    """The images, from this checkout."""
+    if reason := missing():
+        pytest.skip(reason)
+    compose.build()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def apart() -> Iterator[None]:
+    """Ports of these tests alone, and a container for everything that ends with them."""
+    patch = pytest.MonkeyPatch()
+    for name in ("SINGLE_PORT", "BALANCER_PORT"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            patch.setenv(name, str(probe.getsockname()[1]))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages")
+    for level in [folder, *folder.parents[:2]]:
+        level.chmod(0o755)  # the service's user is another
+    write_package(folder, "colours")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def balanced(packages: Path, images: None, apart: None) -> Iterator[Project]:
+    with stacks.up("balanced", model="colours", models_dir=packages, engine="docker") as running:
+        assert isinstance(running, Project)
+        yield running
+
+
+def tag() -> str:
+    return dict(line.split("=", 1) for line in (REPO / ".env").read_text().splitlines() if "=" in line)["TAG"]
+
+
+def service_image() -> str:
+    return f"sous/service:{tag()}"
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.2)
+
+
+def predict(url: str, model: str = "") -> dict[str, Any]:
+    answer = httpx.post(
+        f"{url}/predict?model={model}", content=PHOTO, headers={"Content-Type": "image/jpeg"}, timeout=30
+    )
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def replicas(project: Project) -> dict[str, dict[str, Any]]:
+    """Replicas of a project by id."""
+    return {found["Id"]: found for found in engine.containers(project.name, "replica")}
+
+
+def left(project: str) -> str:
+    label = f"label=com.docker.compose.project={project}"
+    return docker("ps", "--all", "--quiet", "--filter", label) + docker("network", "ls", "--quiet", "--filter", label)
+
+
+def test_the_image_is_small_and_holds_what_serves_and_nothing_else() -> None:
+    image, base = inspect(service_image()), inspect(bases()["SERVICE_BASE"])
+    assert image
+    assert base
+    assert image["Size"] - base["Size"] <= 250 * 10**6
+    assert image["Config"]["User"] == "10001:10001"
+    code = (
+        "import shutil, importlib.util as i\n"
+        "print([m for m in ('tensorflow', 'keras', 'onnx', 'pip', 'convert', 'perf', 'tests') if i.find_spec(m)],"
+        " [t for t in ('gcc', 'cc', 'pip', 'curl', 'make') if shutil.which(t)])"
+    )
+    assert docker("run", "--rm", "--network", "none", service_image(), "python3", "-c", code) == "[] []"
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("0.5", 1), ("1", 1), ("2", 2)])
+def test_the_plan_follows_the_cpu_limit_of_the_container(limit: str, cores: int) -> None:
+    if float(limit) > (os.cpu_count() or 1):
+        pytest.skip("the engine allows no more cores than the machine has")
+    code = "from service import cpu\nn = cpu.cores()\nprint(n, cpu.choose_plan(n, None, lambda: 1, {}).slots)"
+    said = docker("run", "--rm", "--network", "none", "--cpus", limit, service_image(), "python3", "-c", code)
+    assert said == f"{cores} {cores}"
+
+
+def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully() -> None:
+    port = int(os.environ["SINGLE_PORT"])
+    project = Project(f"sous-test-{os.getpid()}", "single", {}, port)
+    try:
+        project.run("up", "--detach", "--wait", "--no-build")
+        names = [path.name for path in sorted(REPO.glob("models/*"))]
+        served = httpx.get(f"{project.url}/models").json()["models"]
+        assert [model["name"] for model in served] == names
+        assert [predict(project.url, name)["model"] for name in names] == names
+        [container] = engine.containers(project.name)
+        host = engine.ask(f"/containers/{container['Id']}/json")["HostConfig"]
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert (host["NanoCpus"], host["Memory"]) == (500_000_000, 512 * MIB)
+        assert host["RestartPolicy"]["Name"] == "unless-stopped"
+        docker("stop", container["Id"])
+        assert engine.ask(f"/containers/{container['Id']}/json")["State"]["ExitCode"] == 0
+    finally:
+        project.down()
+    assert left(project.name) == ""
+
+
+def test_the_balanced_stack_answers_and_every_replica_takes_part(balanced: Project) -> None:
+    assert predict(balanced.url)["predictions"][0]["label"] == "green"
+    assert balanced.replicas() == 2
+    before = balanced.cpu_seconds()
+    with load(balanced.url, PHOTO) as answers:
+        answers.wait_for(100)
+    after = balanced.cpu_seconds()
+    assert min(after[name] - before[name] for name in before) > 0.02
+    assert answers.failed() == {}
+
+
+def test_usage_is_the_engines_own_figure(balanced: Project) -> None:
+    name = next(iter(replicas(balanced)))
+    ours = engine.usage(name)
+    theirs = engine.statistics(name)
+    assert theirs.cpu_seconds == pytest.approx(ours.cpu_seconds, abs=0.5)
+    assert theirs.memory_bytes == pytest.approx(ours.memory_bytes, rel=0.2)
+    assert balanced.usage().memory_bytes > 2 * 0.8 * ours.memory_bytes
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may kill a container's process")
+def test_no_request_is_lost_with_a_replica_that_is_killed_and_it_comes_back(balanced: Project) -> None:
+    with load(balanced.url, PHOTO) as answers:
+        answers.wait_for(50)
+        name = next(iter(replicas(balanced)))
+        killed = engine.ask(f"/containers/{name}/json")["State"]["Pid"]
+        os.kill(killed, signal.SIGKILL)
+        answers.wait_for(100)
+        until(lambda: engine.ask(f"/containers/{name}/json")["State"]["Pid"] not in (0, killed))
+        until(lambda: balanced.replicas() == 2)
+        answers.wait_for(50)
+    assert answers.failed() == {}
+
+
+def test_no_request_is_lost_while_replicas_go_from_one_to_three_to_one(balanced: Project) -> None:
+    balanced.scale(1)
+    with load(balanced.url, PHOTO) as answers:
+        answers.wait_for(50)
+        balanced.scale(3)
+        until(lambda: balanced.replicas() == 3)
+        answers.wait_for(100)
+        balanced.scale(1)
+        assert balanced.replicas() == 1
+        answers.wait_for(50)
+    assert answers.failed() == {}
+    balanced.scale(2)
+    until(lambda: balanced.replicas() == 2)
+
+
+def test_no_request_is_lost_while_the_service_is_rolled_to_a_new_image(balanced: Project) -> None:
+    new = f"sous/service:{tag()}-next-{os.getpid()}"
+    docker("build", "--quiet", "--tag", new, "-", input=f"FROM {service_image()}\nLABEL roll={os.getpid()}\n")
+    old = set(replicas(balanced))
+    environment = {**balanced.environment, "TAG": new.split(":")[1]}
+    try:
+        with load(balanced.url, PHOTO) as answers:
+            answers.wait_for(50)
+            subprocess.run(["deploy/roll"], cwd=REPO, env=environment, check=True)
+            answers.wait_for(50)
+        assert answers.failed() == {}
+        now = replicas(balanced)
+        assert len(now) == 2
+        assert not old & set(now)
+        assert {container["Image"] for container in now.values()} == {new}
+    finally:
+        docker("rm", "--force", *replicas(balanced))
+        docker("rmi", new)
+
+
+def test_the_scaled_stack_follows_the_load(packages: Path) -> None:
+    figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
+    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", **figures) as running:
+        assert running.replicas() == 1
+        with load(running.url, PHOTO, users=6) as answers:
+            until(lambda: running.replicas() == 2)
+            answers.wait_for(50)
+        until(lambda: running.replicas() == 1)
+        assert predict(running.url)["model"] == "colours"
+    assert answers.failed() == {}
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest takes for its own."""
+
+
+def test_an_interrupted_run_leaves_nothing_behind(packages: Path) -> None:
+    with pytest.raises(Interrupted), stacks.up("single", model="colours", models_dir=packages, engine="docker"):
+        raise Interrupted
+    assert left(f"sous-perf-{os.getpid()}") == ""
+
+
+def test_a_stack_that_does_not_come_up_says_why_and_leaves_nothing_behind(packages: Path) -> None:
+    asked = stacks.up("single", model="colours", models_dir=packages, engine="docker")
+    taken = socket.create_server(("127.0.0.1", int(os.environ["SINGLE_PORT"])))
+    with taken, pytest.raises(StackError, match="address already in use"), asked:
+        pass
+    assert left(f"sous-perf-{os.getpid()}") == ""
