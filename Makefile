@@ -36,3 +36,11 @@ lock: | .venv/bin/python
 	$(COMPILE) --all-extras -o requirements/dev.txt
 	$(COMPILE) --extra service -c requirements/dev.txt -o requirements/service.txt
 	$(COMPILE) --extra service --extra convert -c requirements/dev.txt -o requirements/convert.txt
+
+# Docker where no image registry is reached: base images from Debian's packages, compose and buildx from a newer suite's.
+.PHONY: base-images docker-plugins
+base-images:
+	deploy/base-images
+
+docker-plugins:
+	deploy/docker-plugins
