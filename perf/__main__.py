@@ -9,8 +9,8 @@ from pathlib import Path
 
 from perf import commands
 from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS
-from perf.run import FULL, STACKS
 from perf.recommend import CORE_HOUR_PRICE
+from perf.run import FULL, STACKS
 
 HERE = Path(__file__).parent
 
@@ -23,13 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return command(given)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
-    top = argparse.ArgumentParser(prog="python -m perf", description="Measure models on deployments and choose between them.")
+    top = argparse.ArgumentParser(
+        prog="python -m perf", description="Measure models on deployments and choose between them."
+    )
     commands_ = top.add_subparsers(required=True, metavar="COMMAND")
     _run(commands_.add_parser("run", help="measure every model on every stack and write the report (perf/run.sh)"))
     report = commands_.add_parser("report", help="draw the report again from its data")
@@ -45,24 +47,38 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("-t", "--threads", type=_count, default=1, help="load generator processes, or threads of wrk (%(default)s)")
+    run.add_argument(
+        "-t", "--threads", type=_count, default=1, help="load generator processes, or threads of wrk (%(default)s)"
+    )
     run.add_argument("-c", "--connections", type=_count, default=10, help="users of the closed loop (%(default)s)")
     run.add_argument("-d", "--duration", type=_duration, help=f"of the closed loop: 30s, 2m ({FULL.closed:g}s)")
-    run.add_argument("--latency", action=argparse.BooleanOptionalAction, default=True, help="print each cell's latency distribution")
-    run.add_argument("--rate", type=_positive, help="requests a second of the constant rate (60 %% of each cell's own peak)")
+    run.add_argument(
+        "--latency", action=argparse.BooleanOptionalAction, default=True, help="print each cell's latency distribution"
+    )
+    run.add_argument(
+        "--rate", type=_positive, help="requests a second of the constant rate (60 %% of each cell's own peak)"
+    )
     run.add_argument("--models", type=_names, help="of the packages, comma-separated (all)")
     run.add_argument("--stacks", type=_names, default=STACKS, help=f"comma-separated ({','.join(STACKS)})")
-    run.add_argument("--tool", choices=("locust", "wrk", "siege"), default="locust", help="for the closed loop (%(default)s)")
+    run.add_argument(
+        "--tool", choices=("locust", "wrk", "siege"), default="locust", help="for the closed loop (%(default)s)"
+    )
     run.add_argument("--photos", type=Path, help="folder of the photos to send (the shared ones, else made)")
     run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/results-quick with --quick)")
-    run.add_argument("--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works")
-    run.add_argument("--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)")
+    run.add_argument(
+        "--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works"
+    )
+    run.add_argument(
+        "--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)"
+    )
     run.add_argument("--replicas", type=_count, default=REPLICAS, help="of the balanced stack (%(default)s)")
     run.add_argument("--max-replicas", type=_count, default=MAX_REPLICAS, help="of the scaled stack (%(default)s)")
     run.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (what fits the machine)")
     run.add_argument("--memory-mb", type=_count, default=MEMORY_MB, help="memory limit of a replica (%(default)s)")
     run.add_argument("--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)")
-    run.add_argument("--sources", type=Path, default=_sources(), help="folder of the Keras files, for the plain recipe (%(default)s)")
+    run.add_argument(
+        "--sources", type=Path, default=_sources(), help="folder of the Keras files, for the plain recipe (%(default)s)"
+    )
     _constraints(run)
     run.set_defaults(command=commands.run)
 
@@ -73,7 +89,9 @@ def _constraints(command: argparse.ArgumentParser) -> None:
     limits.add_argument("--max-p99-ms", type=_positive, default=float("inf"))
     limits.add_argument("--max-memory-mb", type=_positive, default=float("inf"))
     limits.add_argument("--min-rate", type=_positive, default=0.0, help="answers a second")
-    limits.add_argument("--core-hour-price", type=_positive, default=CORE_HOUR_PRICE, help="in any currency (%(default)s)")
+    limits.add_argument(
+        "--core-hour-price", type=_positive, default=CORE_HOUR_PRICE, help="in any currency (%(default)s)"
+    )
 
 
 def _plan(plan: argparse.ArgumentParser) -> None:

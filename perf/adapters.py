@@ -59,7 +59,7 @@ def locust_commands(load: Load, folder: Path) -> list[list[str]]:
     return [[*base, *kind, "--share", f"{n}/{load.processes}", "--out", str(folder / f"{n}.csv")] for n in shares]
 
 
-def locust_samples(load: Load, folder: Path) -> list[Sample]:
+def locust_samples(_: Load, folder: Path) -> list[Sample]:
     """The samples of all processes by intended send."""
     return sorted(chain.from_iterable(map(_locust_file, sorted(folder.glob("*.csv")))))
 
@@ -71,7 +71,16 @@ def _locust_file(path: Path) -> list[Sample]:
 
 def wrk_commands(load: Load, folder: Path) -> list[list[str]]:
     """One wrk with our script; wrk takes whole seconds."""
-    threads = ["-t", str(load.processes), "-c", str(load.users), "-d", f"{max(1, round(load.seconds))}s", "--timeout", "30s"]
+    threads = [
+        "-t",
+        str(load.processes),
+        "-c",
+        str(load.users),
+        "-d",
+        f"{max(1, round(load.seconds))}s",
+        "--timeout",
+        "30s",
+    ]
     script = str(Path(__file__).with_name("wrk.lua"))
     return [["wrk", *threads, "--latency", "-s", script, load.url, "--", photos.CONTENT_TYPE, *_bodies(load, folder)]]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from perf import compare as comparing
 from perf import adapters, engine, facts, findings, photos, results, stacks, tables
+from perf import compare as comparing
 from perf import plan as planning
 from perf import report as reporting
 from perf import run as running
-from perf.console import table_text, wrk_summary
+from perf.console import say, table_text, wrk_summary
 from perf.recommend import Constraints
 from perf.run import FULL, QUICK, STACKS, STUDY_ORDER, Options, Times
 from perf.samples import RESOURCES, SAMPLES, Sample
@@ -24,21 +24,23 @@ WRITTEN = (results.RESULTS, SAMPLES, RESOURCES, "report.html", "report.md", runn
 
 
 def run(given: argparse.Namespace) -> int:
-    """Measure and report; what an interrupted run has measured is reported too. 1 where no cell is valid, 130 interrupted."""
+    """Measure and report, also what an interrupted run has measured. Status 1: no cell is valid; 130: interrupted."""
     options = run_options(given)
     sent = [photo.name for photo in photos.load(options.photos)]
     run_facts = running.start(options, sent)
     prepare(options.out)
-    cells, seconds = len(options.stacks) * len(options.models), running.length_s(options)
-    print(f"{cells} cells ({', '.join(options.stacks)} x {', '.join(options.models)}), about {seconds / 60:.0f} min {seconds % 60:02.0f} s, by {options.engine}")
+    cells, seconds = len(options.stacks) * len(options.models), round(running.length_s(options))
+    what = f"{cells} cells ({', '.join(options.stacks)} x {', '.join(options.models)})"
+    say(f"{what}, about {seconds // 60} min {seconds % 60:02} s, by {options.engine}")
     status = 0
     try:
         with Progress(options, given.latency) as progress:
             running.run(options, run_facts, stacks.up, progress.tick, progress.measured)
     except KeyboardInterrupt:
-        print("interrupted: the report holds what was measured")
+        say("interrupted: the report holds what was measured")
         status = 130
-    return _report(options.out, given) or status
+    reported = _report(options.out, given)
+    return status or reported
 
 
 class Progress:
@@ -48,8 +50,8 @@ class Progress:
         self.options, self.latency = options, latency
         self.ended = 0.0  # planned seconds of the cells that are over
         layout = "{desc:<26}{percentage:3.0f}% |{bar}| {elapsed} passed, {postfix}"
-        total = round(running.length_s(options), 1)
-        self.bar = tqdm(total=total, bar_format=layout, mininterval=0.5, dynamic_ncols=True, postfix="")
+        self.planned = round(running.length_s(options), 1)
+        self.bar = tqdm(total=self.planned, bar_format=layout, mininterval=0.5, dynamic_ncols=True, postfix="")
 
     def __enter__(self) -> "Progress":
         return self
@@ -67,16 +69,16 @@ class Progress:
         self.ended += running.cell_s(self.options, cell["stack"])
         self._reach(self.ended)
         self.bar.clear()
-        print(f"\n{cell['stack']} {cell['model']}")
+        say(f"\n{cell['stack']} {cell['model']}")
         if samples:
-            print(wrk_summary(cell["url"], samples, self.options.threads, self.options.users, self.latency), flush=True)
+            say(wrk_summary(cell["url"], samples, self.options.threads, self.options.users, self.latency))
         if cell.get("reason"):
-            print(cell["reason"], flush=True)
+            say(cell["reason"])
 
     def _reach(self, seconds: float) -> None:
-        left = max(0.0, self.bar.total - seconds)
+        left = max(0.0, self.planned - seconds)
         self.bar.set_postfix_str(f"about {left // 60:.0f}:{left % 60:02.0f} left", refresh=False)
-        self.bar.update(min(seconds, self.bar.total) - self.bar.n)
+        self.bar.update(min(seconds, self.planned) - self.bar.n)
 
 
 def run_options(given: argparse.Namespace) -> Options:
@@ -84,7 +86,11 @@ def run_options(given: argparse.Namespace) -> Options:
     known = facts.names(given.models_dir)
     models = given.models or tuple(sorted(known, key=lambda name: (_place(name), name)))
     if unknown := [name for name in models if name not in known] or (not models and ["any"]):
-        raise ValueError(f"no package of {', '.join(unknown)} in {given.models_dir} (there: {', '.join(known) or 'none'}): name others with --models, or their folder with --models-dir")
+        there = ", ".join(known) or "none"
+        raise ValueError(
+            f"no package of {', '.join(unknown)} in {given.models_dir} (there: {there}): "
+            "name others with --models, or their folder with --models-dir"
+        )
     if unknown := [name for name in given.stacks if name not in STACKS]:
         raise ValueError(f"unknown stack {', '.join(unknown)}: choose from {', '.join(STACKS)}")
     adapters.find(given.tool)
@@ -154,19 +160,19 @@ def report(given: argparse.Namespace) -> int:
 def _report(folder: Path, given: argparse.Namespace) -> int:
     made = reporting.write(folder, constraints(given))
     for text in [*findings.headline(made.cells), *findings.warnings(made.cells)]:
-        print(text)
+        say(text)
     for choice in made.chosen.choices:
-        print(f"{choice.priority}: {choice.candidate.name} ({'; '.join(choice.reasons)})")
-    print(f"report: {folder / 'report.html'}")
+        say(f"{choice.priority}: {choice.candidate.name} ({'; '.join(choice.reasons)})")
+    say(f"report: {folder / 'report.html'}")
     return 0 if any(not cell.reasons for cell in made.cells) else 1
 
 
 def compare(given: argparse.Namespace) -> int:
     """Print two runs side by side."""
     (_, before), (_, after) = results.read(given.before), results.read(given.after)
-    print(table_text(comparing.table(comparing.compare(before, after))))
+    say(table_text(comparing.table(comparing.compare(before, after))))
     for text in comparing.left_out(before, after):
-        print(f"left out: {text}")
+        say(f"left out: {text}")
     return 0
 
 
@@ -174,11 +180,13 @@ def plan(given: argparse.Namespace) -> int:
     """Print what a rate needs, and how far the model can be trusted."""
     facts_of_run, cells = results.read(given.folder)
     check_mix(given.mix, facts_of_run["photos"])
-    needed = findings.needs(facts_of_run, cells, given.rate, given.max_p99_ms, given.core_hour_price, given.mix)
+    needed = findings.needs(
+        facts_of_run, cells, rate=given.rate, max_p99_ms=given.max_p99_ms, price=given.core_hour_price, mix=given.mix
+    )
     if not needed.rows:
         raise ValueError(f"{given.folder} has no valid single stack with idle answers: run perf/run.sh --stacks single")
-    print(table_text(needed))
-    print(table_text(tables.checks(planning.check(facts_of_run, cells))))
+    say(table_text(needed))
+    say(table_text(tables.checks(planning.check(facts_of_run, cells))))
     return 0
 
 

@@ -6,7 +6,6 @@ from perf.intervals import Interval, ratio
 from perf.summary import Cell
 from perf.tables import Table
 
-
 TIMED = "constant rate"
 SAME_RATE = 0.05
 

@@ -1,5 +1,6 @@
 """What is printed: each cell as wrk prints its own summary, so that scripts made for wrk can read it, and tables."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -32,7 +33,9 @@ def wrk_summary(url: str, samples: list[Sample], threads: int, users: int, laten
     lines += [f"  Socket errors: connect 0, read {silent}, write 0, timeout 0"] if silent else []
     lines += [f"  Non-2xx or 3xx responses: {other}"] if other else []
     per_second = _bytes(made.throughput_mb_s * 1e6)
-    return "\n".join([*lines, f"Requests/sec: {made.transactions / made.elapsed_s:9.2f}", f"Transfer/sec: {per_second:>10}"])
+    return "\n".join(
+        [*lines, f"Requests/sec: {made.transactions / made.elapsed_s:9.2f}", f"Transfer/sec: {per_second:>10}"]
+    )
 
 
 def _spread(values: Floats, show: Callable[[float], str]) -> str:
@@ -64,5 +67,16 @@ def table_text(table: Table) -> str:
     """A table in columns of equal width."""
     rows = [table.header, *table.rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(table.header))]
-    lines = ["  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
     return "\n".join([table.title, *(line.rstrip() for line in lines), *([table.note] if table.note else []), ""])
+
+
+def say(text: str) -> None:
+    """One line to a person, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

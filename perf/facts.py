@@ -10,7 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = "onnxruntime numpy litestar gunicorn uvicorn uvloop simplejpeg tensorflow-cpu keras flask locust".split()
+PACKAGES = (
+    *("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop", "simplejpeg"),
+    *("tensorflow-cpu", "keras", "flask", "locust"),
+)
 TOOLS = {"nginx": ["nginx", "-v"], "docker": ["docker", "--version"], "wrk": ["wrk", "-v"], "siege": ["siege", "-V"]}
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")  # what int8 and float kernels look for
 
@@ -86,7 +89,9 @@ def newest_package(folder: Path) -> Path:
     """The package with the highest version under `models/NAME`."""
     found = [p.parent for p in folder.glob("*/report.json") if p.parent.name.isdigit()]
     if not found:
-        raise FileNotFoundError(f"no package in {folder}: make one with python -m convert, or name their folder with --models-dir")
+        raise FileNotFoundError(
+            f"no package in {folder}: make one with python -m convert, or name their folder with --models-dir"
+        )
     return max(found, key=lambda path: int(path.name))
 
 

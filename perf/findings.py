@@ -9,19 +9,41 @@ from perf.summary import Cell
 from perf.tables import Table, found
 
 CAPTIONS = {
-    "rates": "Ten users that send their next photo when the last is answered (as many as -c says); bars pale: the plain recipe; line: 95 % interval",
-    "models": "The plain recipe and one replica of ours, and the study's figures. Up and left is better for memory and response, up and right for the rate",
+    "rates": (
+        "Users (-c, 10 by default) that send their next photo when the last is answered. "
+        "Pale bars: the plain recipe; line: 95 % interval"
+    ),
+    "models": (
+        "The plain recipe, one replica of ours, and the study's figures. "
+        "Up and left is better for memory and response, up and right for the rate"
+    ),
     "deployments": "The same for every deployment measured",
-    "latency": "Timed from the intended send, so that a stall counts for every request it delays; each nine of the tail has the same room",
-    "scaling": "The study's varying load (low, medium, high, low) compressed in time; the replicas follow by the Kubernetes rule",
-    "pareto": "Named: nothing measured is at least as good in accuracy, rate, p99, memory and cost and better in one. Pale: dominated",
+    "latency": (
+        "Timed from the intended send, so that a stall counts for every request it delays; "
+        "each nine of the tail has the same room"
+    ),
+    "scaling": (
+        "The study's varying load (low, medium, high, low) compressed in time; "
+        "the replicas follow by the Kubernetes rule, its windows compressed as well"
+    ),
+    "pareto": (
+        "Named: nothing measured is at least as good in accuracy (within half a point), rate, p99, memory and cost "
+        "and better in one. Pale: dominated"
+    ),
 }
 
 
 def when_and_where(run: dict[str, Any]) -> str:
+    """One line: when, on what, how."""
     machine, options = run["machine"], run["options"]
-    cells = len(run["cells"])
-    return f"{run['started'][:16].replace('T', ' ')} UTC · {machine['cpu']}, {machine['cores']} cores · {cells} deployments · load by {options['tool']}, {options['users']} users · commit {machine['commit'] or 'unknown'}"
+    parts = [
+        f"{run['started'][:16].replace('T', ' ')} UTC",
+        f"{machine['cpu']}, {machine['cores']} cores",
+        f"{len(run['cells'])} deployments",
+        f"load by {options['tool']}, {options['users']} users",
+        f"commit {machine['commit'] or 'unknown'}",
+    ]
+    return " · ".join(parts)
 
 
 def headline(cells: list[Cell]) -> list[str]:
@@ -31,13 +53,18 @@ def headline(cells: list[Cell]) -> list[str]:
         ours, plain = found(cells, "single", model), found(cells, "plain", model)
         if ours and plain and ours.columns and plain.columns and ours.use and plain.use:
             times, part = ours.columns.rate / plain.columns.rate, ours.use.memory_mb / plain.use.memory_mb
-            lines.append(f"{model}: {ours.columns.rate:.0f} answers a second on one replica, {times:.1f} times the plain recipe's {plain.columns.rate:.1f}, in {part:.0%} of its memory.")
+            lines.append(
+                f"{model}: {ours.columns.rate:.0f} answers a second on one replica, {times:.1f} times "
+                f"the plain recipe's {plain.columns.rate:.1f}, in {part:.0%} of its memory."
+            )
     return lines
 
 
 def warnings(cells: list[Cell]) -> list[str]:
     """What was measured but may not be used."""
-    return [f"{c.model} on {c.stack} is left out of the recommendation: {'; '.join(c.reasons)}" for c in cells if c.reasons]
+    return [
+        f"{c.model} on {c.stack} is left out of the recommendation: {'; '.join(c.reasons)}" for c in cells if c.reasons
+    ]
 
 
 def constraints(chosen: Recommendation) -> str:
@@ -49,12 +76,17 @@ def constraints(chosen: Recommendation) -> str:
         (limits.max_memory_mb < inf, f"memory at most {limits.max_memory_mb:g} MB"),
         (limits.min_rate > 0, f"at least {limits.min_rate:g} answers a second"),
     ]
-    named = ", ".join(text for is_given, text in given if is_given) or "none given (--min-accuracy, --max-p99-ms, --max-memory-mb, --min-rate set them)"
-    text = f"Constraints: {named}. Cost: a core-hour at {limits.core_hour_price:g}, the cores each deployment reserves (or uses, where nothing holds it to them), at full load."
+    options = "--min-accuracy, --max-p99-ms, --max-memory-mb, --min-rate set them"
+    named = ", ".join(text for is_given, text in given if is_given) or f"none given ({options})"
+    text = (
+        f"Constraints: {named}. Cost: a core-hour at {limits.core_hour_price:g}, for the cores that each deployment "
+        "reserves (or uses, where nothing holds it to them), at full load."
+    )
     if chosen.choices:
         return text
     if chosen.refused:
-        return f"{text} No deployment meets them: loosen the constraint that the table below names most, or plan more replicas (python -m perf plan)."
+        remedy = "loosen the one that the table below names most, or plan more replicas (python -m perf plan)"
+        return f"{text} No deployment meets them: {remedy}."
     return f"{text} There is no valid measurement to choose from."
 
 
@@ -69,14 +101,22 @@ def figures(c: Candidate) -> list[tuple[str, str]]:
     ]
 
 
-def needs(run: dict[str, Any], cells: list[Cell], rate: float, max_p99_ms: float, price: float, mix: dict[str, float] | None = None) -> Table:
+def needs(
+    run: dict[str, Any],
+    cells: list[Cell],
+    *,
+    rate: float,
+    max_p99_ms: float,
+    price: float,
+    mix: dict[str, float] | None = None,
+) -> Table:
     """What a rate needs of each model that has a measured single stack, and of the plain recipe beside it."""
     cpus, rows = run["options"]["cpus"], []
     for cell in (c for c in cells if c.stack in ("single", "plain") and not c.reasons):
         if one := plan.service(cell):
-            name = cell.model if cell.stack == "single" else f"{cell.model}, plain recipe"
-            rows.append((name, plan.need(name, one, rate, max_p99_ms, cpus, price, mix)))
-    return tables.needs(rate, max_p99_ms, price, sorted(rows, key=lambda row: "plain" in row[0]))
+            name = cell.model if cell.stack == "single" else f"{cell.model}, plain"
+            rows.append((name, plan.need(name, one, rate=rate, max_p99_ms=max_p99_ms, cpus=cpus, price=price, mix=mix)))
+    return tables.needs(rate, max_p99_ms, price, sorted(rows, key=lambda row: row[0].endswith(", plain")))
 
 
 def method(run: dict[str, Any]) -> list[str]:
@@ -84,9 +124,17 @@ def method(run: dict[str, Any]) -> list[str]:
     options, seconds = run["options"], run["options"]["seconds"]
     rate = f"{options['rate']:g} requests a second" if options["rate"] else "60 % of the closed loop's rate"
     return [
-        f"Each cell: bring the stack up and wait until it is ready, {seconds['warm']:g} s of warm-up (discarded), {seconds['idle']:g} s of one connection, {seconds['closed']:g} s closed loop with {options['users']} users, {seconds['rate']:g} s at {rate} timed from the intended send; a scaled stack also 4 x {seconds['level']:g} s of varying load; take it down. Resources are read from cgroups or /proc once a second.",
-        f"Photos, in turn: {', '.join(run['photos'])}. Engine: {options['engine']}; CPU limit {options['cpus']:g} cores and memory limit {options['memory_mb']} MB a replica, the plain recipe the same; balanced has {options['replicas']} replicas.",
-        "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise within this run, not that between machines or days. The load generator shares the machine; its CPU is recorded, and a run in which it is saturated, the host takes CPU time, over 1 % of requests fail or no replica is ready is invalid.",
+        f"Each cell: bring the stack up and wait until it is ready, {seconds['warm']:g} s of warm-up (discarded), "
+        f"{seconds['idle']:g} s of one connection, {seconds['closed']:g} s closed loop with {options['users']} users, "
+        f"{seconds['rate']:g} s at {rate} timed from the intended send; a scaled stack also 4 x {seconds['level']:g} s "
+        "of varying load; take it down. Resources are read from cgroups or /proc once a second.",
+        f"Photos, in turn: {', '.join(run['photos'])}. Engine: {options['engine']}; limits of a replica: "
+        f"{options['cpus']:g} cores, {options['memory_mb']} MB (plain: the same cores, the memory it needs); "
+        f"balanced has {options['replicas']} replicas, scaled 1 to {options['max_replicas']}.",
+        "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise "
+        "within this run, not that between machines or days. The load generator shares the machine. A cell is invalid "
+        "when the generator is saturated, the host or other programs take the CPU away, over 1 % of requests fail, or "
+        "no replica is ready for a time.",
     ]
 
 

@@ -72,7 +72,7 @@ def generators(commands: list[list[str]], folder: Path) -> Iterator[list[subproc
         for number, command in enumerate(commands, 1):
             with (folder / f"{number}.out").open("wb") as out:
                 # a session of its own: Ctrl-C at the terminal reaches us, and we end it and read what it measured
-                process = subprocess.Popen(
+                process = subprocess.Popen(  # noqa: S603 - the tools' own commands
                     command,
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,

@@ -33,15 +33,15 @@ def load(folder: Path) -> list[Photo]:
 def multipart(name: str, content: bytes) -> bytes:
     """One file as a `multipart/form-data` body (RFC 7578)."""
     kind = TYPES[Path(name).suffix.lower()]
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: {kind}\r\n\r\n'
+    part = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: {kind}'
+    head = f"--{BOUNDARY}\r\n{part}\r\n\r\n"
     return head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def synthetic(folder: Path) -> Path:
     """Two photo-like JPEGs of the sizes people send (about 50 and 400 KB), for a checkout without photos."""
-    from PIL import Image  # only where photos have to be made
-
-    import numpy as np
+    import numpy as np  # noqa: PLC0415 - only where photos have to be made
+    from PIL import Image  # noqa: PLC0415 - the same
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, (width, height), blur in (("synthetic-500.jpg", (500, 375), 5), ("synthetic-1280.jpg", (1280, 1280), 7)):

@@ -13,15 +13,18 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-LABELS = "Bread,Dairy product,Dessert,Egg,Fried food,Meat,Noodles/Pasta,Rice,Seafood,Soup,Vegetable/Fruit".split(",")
+LABELS = (
+    *("Bread", "Dairy product", "Dessert", "Egg", "Fried food", "Meat"),
+    *("Noodles/Pasta", "Rice", "Seafood", "Soup", "Vegetable/Fruit"),
+)
 
 
 def create_app(source: Path) -> Any:
     """A Flask app that answers POST /predict (multipart `file`) with the Keras model in `source`."""
-    import keras  # seconds and 300 MB: only for a server, not for its --help
-    import numpy as np
-    from flask import Flask, jsonify, request
-    from PIL import Image
+    import keras  # noqa: PLC0415 - seconds and 300 MB: only for a server, not for its --help
+    import numpy as np  # noqa: PLC0415 - the same
+    from flask import Flask, jsonify, request  # noqa: PLC0415 - the same
+    from PIL import Image  # noqa: PLC0415 - the same
 
     app = Flask(__name__)
     model = keras.models.load_model(source, compile=False)

@@ -78,7 +78,8 @@ def demands(one: Service, n: int, mix: dict[str, float] | None, rng: np.random.G
     photo_s = np.array([one.photos[name] for name in names])[rng.choice(len(names), n, p=shares / shares.sum())]
     middle = np.array([0.0, *SPREAD, 100.0])
     values = np.array([one.spread[0], *one.spread, one.spread[-1]])
-    return photo_s * np.interp(rng.uniform(0, 100, n), middle, values)
+    drawn: Floats = photo_s * np.interp(rng.uniform(0, 100, n), middle, values)
+    return drawn
 
 
 def replicas(number: int, cpus: float) -> Replicas:
@@ -86,7 +87,16 @@ def replicas(number: int, cpus: float) -> Replicas:
     return Replicas(number, max(1, floor(cpus)), quota=min(1.0, cpus))
 
 
-def need(model: str, one: Service, rate: float, max_p99_ms: float, cpus: float, price: float, mix: dict[str, float] | None = None) -> Need | None:
+def need(
+    model: str,
+    one: Service,
+    *,
+    rate: float,
+    max_p99_ms: float,
+    cpus: float,
+    price: float,
+    mix: dict[str, float] | None = None,
+) -> Need | None:
     """The fewest replicas that answer `rate` within the limit, at most MOST_BUSY busy; None if no number does.
 
     Args:
@@ -113,7 +123,16 @@ def need(model: str, one: Service, rate: float, max_p99_ms: float, cpus: float, 
     late = made._replace(latency_s=made.latency_s[WARM:])
     hour = number * cpus * price
     busy = rate * float(work.mean()) / (number * cpus)
-    return Need(model, number, number * cpus, busy, late.percentile_ms(50), late.percentile_ms(99), hour, hour / (rate * 3600) * 1e6)
+    return Need(
+        model,
+        number,
+        number * cpus,
+        busy,
+        late.percentile_ms(50),
+        late.percentile_ms(99),
+        hour,
+        hour / (rate * 3600) * 1e6,
+    )
 
 
 def _fixed(one: Service) -> float:
@@ -127,24 +146,26 @@ def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
     found = []
     for cell in cells:
         one = services.get(cell.model)
-        if one and cell.stack != "plain" and not cell.reasons and cell.use and cell.columns:
+        if one and cell.stack != "plain" and not cell.reasons:
             found += _check_cell(run, cell, one)
     return found
 
 
 def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
-    assert cell.use and cell.columns  # noqa: S101 - for the type checker: check() passes no other
+    use, columns = cell.use, cell.columns
+    if not use or not columns:
+        return []
     rng, name, cpus = np.random.default_rng(0), f"{cell.stack} {cell.model}", run["options"]["cpus"]
-    number = max(1, round(cell.use.replicas))
+    number = max(1, round(use.replicas))
     # on one machine the generator and other programs take their part of the cores
-    left = run["machine"]["cores"] * (1 - cell.use.other) - cell.use.generator_cores
+    left = run["machine"]["cores"] * (1 - use.other) - use.generator_cores
     target = replicas(number, cpus)
     target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
     fixed, work = _fixed(one), demands(one, CHECKED, None, rng)
     closed = closed_loop(run["options"]["users"], work, fixed, target)
     found = [
-        Check(name, "closed loop, answers/s", cell.columns.rate, closed.rate),
-        Check(name, "closed loop, mean ms", 1000 * cell.columns.response_s, 1000 * float(closed.latency_s.mean())),
+        Check(name, "closed loop, answers/s", columns.rate, closed.rate),
+        Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
     ]
     if (timed := cell.latency.get("rate")) and timed.kept_up:
         made = open_loop(np.arange(CHECKED) / timed.offered, work, fixed, target)

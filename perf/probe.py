@@ -14,11 +14,11 @@ TIMEOUT_S = 30.0
 def probe(url: str, photos: list[Photo], seconds: float) -> list[Sample]:
     """Send until the time is over, at least every photo once; an unanswered request is a sample with status 0."""
     samples: list[Sample] = []
-    began = time.monotonic()
-    while time.monotonic() - began < seconds or len(samples) < len(photos):
+    began, due = time.monotonic(), _Due(photos, seconds)
+    while due.more(len(samples)):
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
         try:
-            _exchange(connection, url, photos, began, seconds, samples)
+            _exchange(connection, url, due, began, samples)
         except (OSError, http.client.HTTPException):
             now = time.monotonic()
             samples.append(Sample(now - began, 0.0, 0, 0, len(samples) % len(photos)))
@@ -28,11 +28,22 @@ def probe(url: str, photos: list[Photo], seconds: float) -> list[Sample]:
     return samples
 
 
-def _exchange(connection: http.client.HTTPConnection, url: str, photos: list[Photo], began: float, seconds: float, samples: list[Sample]) -> None:
+class _Due:
+    """Whether another photo is to be sent, and which."""
+
+    def __init__(self, photos: list[Photo], seconds: float) -> None:
+        self.photos, self.ends = photos, time.monotonic() + seconds
+
+    def more(self, sent: int) -> bool:
+        return time.monotonic() < self.ends or sent < len(self.photos)
+
+
+def _exchange(connection: http.client.HTTPConnection, url: str, due: _Due, began: float, samples: list[Sample]) -> None:
     parts = urlsplit(url)
-    while time.monotonic() - began < seconds or len(samples) < len(photos):
-        photo, sent = len(samples) % len(photos), time.monotonic()
-        connection.request("POST", f"{parts.path}?{parts.query}", photos[photo].body, {"Content-Type": CONTENT_TYPE})
+    while due.more(len(samples)):
+        photo, sent = len(samples) % len(due.photos), time.monotonic()
+        body, headers = due.photos[photo].body, {"Content-Type": CONTENT_TYPE}
+        connection.request("POST", f"{parts.path}?{parts.query}", body, headers)
         answer = connection.getresponse()
         size = len(answer.read())
         samples.append(Sample(sent - began, 1000 * (time.monotonic() - sent), answer.status, size, photo))

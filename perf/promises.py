@@ -23,7 +23,11 @@ def _availability(cells: list[Cell]) -> Iterable[list[str]]:
     if ours:
         worst = min(ours, key=lambda c: c.columns.availability if c.columns else 0)
         value = worst.columns.availability if worst.columns else 0
-        yield ["every model on every stack of ours answers 100 %", f"lowest: {worst.model} on {worst.stack}, {value:.2f} %", _met(value == 100)]
+        yield [
+            "every model on every stack of ours answers 100 %",
+            f"lowest: {worst.model} on {worst.stack}, {value:.2f} %",
+            _met(value == 100),
+        ]
 
 
 def _against_plain(cells: list[Cell]) -> Iterable[list[str]]:
@@ -31,10 +35,18 @@ def _against_plain(cells: list[Cell]) -> Iterable[list[str]]:
         ours, plain = found(cells, "single", model), found(cells, "plain", model)
         rate, base = rate_of(ours), rate_of(plain)
         if rate and base:
-            yield [f"{model}: at least {times} × the plain recipe", f"{rate / base:.1f} × ({rate:.1f} against {base:.1f}/s)", _met(rate >= times * base)]
+            yield [
+                f"{model}: at least {times} x the plain recipe",
+                f"{rate / base:.1f} x ({rate:.1f} against {base:.1f}/s)",
+                _met(rate >= times * base),
+            ]
         memory, plain_memory = memory_of(ours), memory_of(plain)
         if memory and plain_memory:
-            yield [f"{model}: at most a third of its memory", f"{memory / plain_memory:.2f} ({memory:.0f} against {plain_memory:.0f} MB)", _met(memory <= plain_memory / 3)]
+            yield [
+                f"{model}: at most a third of its memory",
+                f"{memory / plain_memory:.2f} ({memory:.0f} against {plain_memory:.0f} MB)",
+                _met(memory <= plain_memory / 3),
+            ]
 
 
 def _int8(run: dict[str, Any]) -> Iterable[list[str]]:
@@ -48,8 +60,15 @@ def _balancing(cells: list[Cell]) -> Iterable[list[str]]:
     for cell in (c for c in cells if c.stack == "balanced"):
         one, both = rate_of(found(cells, "single", cell.model)), rate_of(cell)
         if one and both and cell.use:
-            text = f"{both / one:.2f} × with {cell.use.replicas:.0f} replicas; generator {cell.use.generator_cores:.2f} cores, stack {cell.use.cores:.2f}"
-            yield [f"{cell.model}: balanced at least 1.8 × one replica, where cores allow", text, _met(both >= TWO_REPLICAS * one)]
+            text = (
+                f"{both / one:.2f} x with {cell.use.replicas:.0f} replicas; generator "
+                f"{cell.use.generator_cores:.2f} cores, stack {cell.use.cores:.2f}"
+            )
+            yield [
+                f"{cell.model}: balanced at least 1.8 x one replica, where cores allow",
+                text,
+                _met(both >= TWO_REPLICAS * one),
+            ]
 
 
 def _met(is_met: bool) -> str:

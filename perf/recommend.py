@@ -1,4 +1,4 @@
-"""Which model on which stack: constraints first, then one choice for each priority, with its reasons and what would change it."""
+"""Which model on which stack: constraints first, then a choice a priority, with reasons and what would change it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -105,10 +105,13 @@ def recommend(cells: list[Cell], constraints: Constraints, cpus: float) -> Recom
 def candidate(cell: Cell, cpus: float, price: float) -> Candidate:
     """A cell's figures; its cores are those reserved for its replicas, or used where nothing held it to them."""
     use, rate = cell.use, cell.rate
-    assert use and rate and cell.accuracy is not None  # noqa: S101 - for the type checker: recommend() passes no other
+    if not use or not rate or cell.accuracy is None:
+        raise ValueError(f"{cell.model} on {cell.stack} has no resources, rate or accuracy")
     cores = max(use.replicas * cpus, use.cores)
     cost = cores * price / 3600 / rate.value * 1e6
-    return Candidate(cell.stack, cell.model, cell.accuracy, rate.value, cell.p99_ms, use.memory_mb, cost, rate.low, rate.high)
+    return Candidate(
+        cell.stack, cell.model, cell.accuracy, rate.value, cell.p99_ms, use.memory_mb, cost, rate.low, rate.high
+    )
 
 
 def refusal(c: Candidate, limits: Constraints) -> str:
@@ -146,12 +149,19 @@ def _cheapest(open_: list[Candidate]) -> Choice:
     if rest:
         other = rest[0]
         reasons.append(f"next: {other.name} at {other.cost:.2f} (x {other.cost / best.cost:.2f})")
-        change.append(f"{other.name} would win if its cost fell by {1 - best.cost / other.cost:.0%}, as it would at {other.rate * other.cost / best.cost:.0f}/s")
+        change.append(
+            f"{other.name} would win if its cost fell by {1 - best.cost / other.cost:.0%}, as it would at "
+            f"{other.rate * other.cost / best.cost:.0f}/s"
+        )
     if above := [c for c in rest if c.accuracy > best.accuracy + SAME_ACCURACY]:
         c = above[0]
         points, extra = 100 * (c.accuracy - best.accuracy), c.cost - best.cost
-        change.append(f"worth changing if {points:.1f} points of accuracy are worth {extra:.2f} a million answers: {c.name}")
-    return Choice("lowest cost", best, reasons, [*change, "the price of a core moves every cost alike: it changes no ranking"])
+        change.append(
+            f"worth changing if {points:.1f} points of accuracy are worth {extra:.2f} a million answers: {c.name}"
+        )
+    return Choice(
+        "lowest cost", best, reasons, [*change, "the price of a core moves every cost alike: it changes no ranking"]
+    )
 
 
 def _fastest(open_: list[Candidate]) -> Choice:
@@ -180,10 +190,15 @@ def _most_accurate(open_: list[Candidate]) -> Choice:
     faster = max(same, key=lambda c: c.rate)
     change = []
     if faster.rate > 1.1 * best.rate:
-        change.append(f"if throughput matters beside accuracy: {faster.name}, {faster.rate:.0f}/s at {faster.cost:.2f} a million")
+        change.append(
+            f"if throughput matters beside accuracy: {faster.name}, {faster.rate:.0f}/s at {faster.cost:.2f} a million"
+        )
     if lower := sorted((c for c in open_ if c not in same), key=lambda c: (-c.accuracy, c.cost)):
         other, points = lower[0], 100 * (best.accuracy - lower[0].accuracy)
-        change.append(f"{other.name} has {points:.1f} points less, at x {other.rate / best.rate:.1f} the rate and x {other.cost / best.cost:.1f} the cost")
+        change.append(
+            f"{other.name} has {points:.1f} points less, at x {other.rate / best.rate:.1f} the rate and x "
+            f"{other.cost / best.cost:.1f} the cost"
+        )
     return Choice("highest accuracy", best, reasons, change)
 
 
@@ -193,9 +208,13 @@ def _balanced(open_: list[Candidate]) -> Choice:
     best = max(front, key=lambda c: (_score(c, front, [1.0] * len(AXES)), -c.cost))
     total = sum(len(weights) for weights in wins.values())
     share = len(wins[best]) / total
-    figures = f"top-1 {100 * best.accuracy:.1f} %, {best.rate:.0f}/s, p99 {_ms(best.p99_ms)}, {best.memory_mb:.0f} MB, {best.cost:.2f} a million"
+    figures = (
+        f"top-1 {100 * best.accuracy:.1f} %, {best.rate:.0f}/s, p99 {_ms(best.p99_ms)}, {best.memory_mb:.0f} MB, "
+        f"{best.cost:.2f} a million"
+    )
     reasons = [
-        f"the best mean place between the worst and the best of the front, all {len(AXES)} figures weighing alike: {figures}",
+        f"the best mean place between the worst and the best of the front, all {len(AXES)} figures weighing alike: "
+        f"{figures}",
         f"first in {share:.0%} of {total} other weightings of accuracy, rate, p99, memory and cost",
     ]
     rivals = sorted((c for c in front if c != best and wins[c]), key=lambda c: -len(wins[c]))
@@ -229,7 +248,10 @@ def _swing(c: Candidate, weights: list[tuple[int, ...]], total: int) -> str:
     mean = [sum(w[k] for w in weights) / len(weights) / STEPS for k in range(len(AXES))]
     k = max(range(len(AXES)), key=lambda j: mean[j])
     least = min(w[k] for w in weights) / STEPS
-    return f"{c.name} in {len(weights) / total:.0%} of the weightings: those in which {AXES[k].name} weighs most (mean {mean[k]:.0%}, from {least:.0%})"
+    return (
+        f"{c.name} in {len(weights) / total:.0%} of the weightings: those in which {AXES[k].name} weighs most (mean "
+        f"{mean[k]:.0%}, from {least:.0%})"
+    )
 
 
 def _ms(value: float) -> str:

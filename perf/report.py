@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from perf import findings, plan, plots, promises, results, tables
+from perf.chart import COLOURS, GRID, INK, MUTED, SURFACE, Chart
 from perf.recommend import Choice, Constraints, Recommendation, recommend
 from perf.study import ACCURACY_CAVEAT
+from perf.study_table import twelve_columns
 from perf.summary import Cell
 from perf.tables import Table
 
@@ -29,8 +31,10 @@ class Report:
     @cached_property
     def plan_tables(self) -> list[Table]:
         """The queueing model against measurement, and what some rates would need."""
-        checked = plan.check(self.run, self.cells)
-        needs = [findings.needs(self.run, self.cells, rate, PLAN_P99_MS, self.chosen.constraints.core_hour_price) for rate in PLAN_RATES]
+        checked, price = plan.check(self.run, self.cells), self.chosen.constraints.core_hour_price
+        needs = [
+            findings.needs(self.run, self.cells, rate=rate, max_p99_ms=PLAN_P99_MS, price=price) for rate in PLAN_RATES
+        ]
         return [tables.checks(checked), *needs] if checked else []
 
 
@@ -40,9 +44,9 @@ def write(folder: Path, constraints: Constraints) -> Report:
     Raises:
         ValueError: the folder holds no results.
     """
-    run, cells = results.read(folder)
-    report = Report(run, cells, recommend(cells, constraints, run["options"]["cpus"]))
-    results.save(folder, run, cells)
+    report = read(folder, constraints)
+    cells = report.cells
+    results.save(folder, report.run, cells)
     wide, narrow = (plots.charts(cells, report.chosen, is_narrow) for is_narrow in (False, True))
     (folder / "report.html").write_text(page(report, wide, narrow))
     (folder / "report.md").write_text(markdown(report, wide))
@@ -54,7 +58,13 @@ def write(folder: Path, constraints: Constraints) -> Report:
     return report
 
 
-def page(report: Report, wide: list[plots.Chart], narrow: list[plots.Chart]) -> str:
+def read(folder: Path, constraints: Constraints | None = None) -> Report:
+    """The report of the data in `folder`, not yet drawn; raises ValueError where there are none."""
+    run, cells = results.read(folder)
+    return Report(run, cells, recommend(cells, constraints or Constraints(), run["options"]["cpus"]))
+
+
+def page(report: Report, wide: list[Chart], narrow: list[Chart]) -> str:
     """The whole page: one file, no address in it."""
     drawn = {a.name: figure(a, b) for a, b in zip(wide, narrow, strict=True)}
     run, cells, chosen = report.run, report.cells, report.chosen
@@ -81,7 +91,10 @@ def page(report: Report, wide: list[plots.Chart], narrow: list[plots.Chart]) -> 
         drawn.get("pareto", ""),
         table(tables.left_out(chosen), "words"),
         "<h2>The study's twelve columns</h2>",
-        *(f"<details><summary>{escape(name)}</summary>{table(tables.twelve_columns(name, cells), titled=False)}</details>" for name in run["models"]),
+        *(
+            f"<details><summary>{escape(name)}</summary>{table(twelve_columns(name, cells), titled=False)}</details>"
+            for name in run["models"]
+        ),
         "<h2>Capacity beyond this machine</h2>",
         *(table(t) for t in report.plan_tables),
         "<h2>How it was measured</h2>",
@@ -95,11 +108,15 @@ def page(report: Report, wide: list[plots.Chart], narrow: list[plots.Chart]) -> 
 
 def card(choice: Choice) -> str:
     """One priority's answer."""
-    figures = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in findings.figures(choice.candidate))
+    figures = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in findings.figures(choice.candidate)
+    )
     change = f"<h4>What would change it</h4>{_list(choice.change)}" if choice.change else ""
     return (
         f'<div class="card"><div class="priority">{escape(choice.priority.capitalize())}</div>'
-        f'<div class="choice">{escape(choice.candidate.name)}</div><dl>{figures}</dl>{_list(choice.reasons)}{change}</div>'
+        "<div "
+        f'class="choice">{escape(choice.candidate.name)}</div><dl>{figures}</dl>{_list(choice.reasons)}{change}</div>'
     )
 
 
@@ -107,13 +124,18 @@ def _list(items: list[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
 
 
-def figure(wide: plots.Chart, narrow: plots.Chart) -> str:
+def figure(wide: Chart, narrow: Chart) -> str:
     """The wide drawing and the one for a phone; the page shows the one that fits."""
-    drawings = "".join(f'<div class="{kind}">{inline_svg(c, kind)}</div>' for kind, c in (("wide", wide), ("narrow", narrow)))
-    return f"<figure>{drawings}<figcaption>{escape(wide.title)}. {escape(findings.CAPTIONS[wide.name])}</figcaption></figure>"
+    drawings = "".join(
+        f'<div class="{kind}">{inline_svg(c, kind)}</div>' for kind, c in (("wide", wide), ("narrow", narrow))
+    )
+    return (
+        f"<figure>{drawings}<figcaption>{escape(wide.title)}. "
+        f"{escape(findings.CAPTIONS[wide.name])}</figcaption></figure>"
+    )
 
 
-def inline_svg(chart: plots.Chart, kind: str) -> str:
+def inline_svg(chart: Chart, kind: str) -> str:
     """The drawing with the page's colours, ids of its own, and hoverable marks."""
     svg = chart.svg
     svg = svg[svg.index("<svg") :]
@@ -121,9 +143,14 @@ def inline_svg(chart: plots.Chart, kind: str) -> str:
     own = f"{chart.name}-{kind}-"
     svg = re.sub(r'(id="|url\(#|href="#)(?!tip-)', rf"\g<1>{own}", svg)
     svg = re.sub(r'<g id="tip-(\d+)">', lambda m: _tip(chart.tips[int(m[1])]), svg)
-    for colour, name in (*zip((plots.INK, plots.MUTED, plots.GRID, plots.SURFACE), ("ink", "muted", "grid", "surface"), strict=True), *((c, f"m{k}") for k, c in enumerate(plots.COLOURS))):
+    for colour, name in (
+        *zip((INK, MUTED, GRID, SURFACE), ("ink", "muted", "grid", "surface"), strict=True),
+        *((c, f"m{k}") for k, c in enumerate(COLOURS)),
+    ):
         svg = svg.replace(colour, f"var(--{name})")
-    return re.sub(r'<svg ([^>]*?)width="[^"]*"', rf'<svg role="img" aria-label="{escape(chart.title)}" \1', svg, count=1)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*"', rf'<svg role="img" aria-label="{escape(chart.title)}" \1', svg, count=1
+    )
 
 
 def _tip(text: str) -> str:
@@ -144,7 +171,10 @@ def table(content: Table, kind: str = "figures", titled: bool = True) -> str:
     )
     title = f"<h3>{escape(content.title)}</h3>" if titled else ""
     note = f'<p class="note">{escape(content.note)}</p>' if content.note else ""
-    return f'{title}<div class="table"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+    return (
+        f'{title}<div class="table"><table '
+        f'class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+    )
 
 
 def _is_text(column: tuple[str, ...]) -> bool:
@@ -152,10 +182,12 @@ def _is_text(column: tuple[str, ...]) -> bool:
     return any(cell[:1].isalpha() for cell in column)
 
 
-def markdown(report: Report, drawn: list[plots.Chart]) -> str:
+def markdown(report: Report, drawn: list[Chart]) -> str:
     """The same for a repository's page."""
     run, cells, chosen = report.run, report.cells, report.chosen
-    images = {chart.name: f"![{chart.title}](plots/{chart.name}.png)\n\n*{findings.CAPTIONS[chart.name]}*" for chart in drawn}
+    images = {
+        chart.name: f"![{chart.title}](plots/{chart.name}.png)\n\n*{findings.CAPTIONS[chart.name]}*" for chart in drawn
+    }
     blocks = [
         f"# {TITLE}",
         findings.when_and_where(run),
@@ -177,7 +209,7 @@ def markdown(report: Report, drawn: list[plots.Chart]) -> str:
         images.get("pareto", ""),
         table_markdown(tables.left_out(chosen)),
         "## The study's twelve columns",
-        *(table_markdown(tables.twelve_columns(name, cells)) for name in run["models"]),
+        *(table_markdown(twelve_columns(name, cells)) for name in run["models"]),
         "## Capacity beyond this machine",
         *map(table_markdown, report.plan_tables),
         "## How it was measured",

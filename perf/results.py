@@ -31,7 +31,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
         samples = read_samples(folder)
         cells = summarise(run, samples, read_resources(folder)) if samples else [_cell(c) for c in data["cells"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no results of a run ({error}): make one with perf/run.sh --out {folder}") from error
+        raise ValueError(
+            f"{folder} holds no results of a run ({error}): make one with perf/run.sh --out {folder}"
+        ) from error
     return run, cells
 
 

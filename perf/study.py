@@ -33,6 +33,7 @@ class StudyStack(NamedTuple):
 # The study measured its deployments with one model each; it names the rates alone.
 STACKS = {"balanced": StudyStack(18.27, None), "scaled": StudyStack(23.2, 100.0)}
 ACCURACY_CAVEAT = (
-    "Our accuracy is on 64x64 photos enlarged to the models' 224x224 input (the only resolution of the evaluation photos), "
-    "the study's is on full-size ones: the two are not comparable. What can be judged here is int8 against float, on the same photos."
+    "Our accuracy is on 64x64 photos enlarged to the models' 224x224 input (no evaluation photos of another resolution "
+    "are at hand), the study's is on full-size ones, by its own training: the two are not comparable and stand side by "
+    "side only to be seen. What can be judged here is int8 against float, on the same photos."
 )

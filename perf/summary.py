@@ -208,11 +208,15 @@ def timeline(samples: list[Sample], seconds: list[Second]) -> list[dict[str, flo
     ends = [s.at_s + s.latency_ms / 1000 - first for s in samples]
     points = []
     for k in range(int(elapsed_s(samples))):
-        answered = [s.latency_ms for s, end in zip(samples, ends, strict=True) if k <= end < k + 1 and s.status // 100 == 2]
+        answered = [
+            s.latency_ms for s, end in zip(samples, ends, strict=True) if k <= end < k + 1 and s.status // 100 == 2
+        ]
         replicas = [s.replicas for s in seconds if s.at_s - first <= k + 1] or [s.replicas for s in seconds[:1]] or [0]
         offered = sum(k <= s.at_s - first < k + 1 for s in samples)
         median = float(np.median(answered)) if answered else 0.0
-        points.append({"at_s": k + 1.0, "offered": offered, "answered": len(answered), "p50_ms": median, "replicas": replicas[-1]})
+        points.append(
+            {"at_s": k + 1.0, "offered": offered, "answered": len(answered), "p50_ms": median, "replicas": replicas[-1]}
+        )
     return points
 
 
@@ -232,7 +236,9 @@ def notes(latency: dict[str, Latency], use: Use | None) -> list[str]:
     found = []
     timed = latency.get("rate")
     if timed and not timed.kept_up:
-        found.append(f"did not keep up with {timed.offered:.1f}/s (answered {timed.answered:.1f}/s): its p99 has no limit")
+        found.append(
+            f"did not keep up with {timed.offered:.1f}/s (answered {timed.answered:.1f}/s): its p99 has no limit"
+        )
     if use is None:
         return [*found, "its resources could not be read"]
     if use.throttled > THROTTLED_NOTE:

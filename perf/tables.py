@@ -1,6 +1,5 @@
 """The report's tables, as text cells: what is in them is decided here once, for the page and for Markdown."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -9,9 +8,9 @@ from perf.intervals import Interval, proportion
 from perf.plan import CLOSE, Check, Need
 from perf.recommend import Recommendation
 from perf.study import MODELS, STACKS
-from perf.summary import Cell, Columns
+from perf.summary import Cell
 
-NONE = "–"
+NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,31 @@ class Table:
 def models(run: dict[str, Any], cells: list[Cell]) -> Table:
     """The models in the study's layout: ours on one replica, the plain recipe in the same run, and 2023."""
     rows = [_model_row(run, name, found(cells, "single", name), found(cells, "plain", name)) for name in run["models"]]
-    header = ["Model", "Top-1 int8, %", "float, %", "2023, %", "Memory, MB", "plain", "2023", "÷ plain", "Answers/s", "plain", "2023", "× plain", "× 2023", "Disk, MB", "Keras, MB"]
+    header = [
+        "Model",
+        "Top-1 int8, %",
+        "float, %",
+        "2023, %",
+        "Memory, MB",
+        "plain",
+        "2023",
+        "÷ plain",
+        "Answers/s",
+        "plain",
+        "2023",
+        "x plain",
+        "x 2023",
+        "Disk, MB",
+        "Keras, MB",
+    ]
     photos = max((m["photos"] for m in run["models"].values()), default=0)
-    return Table("Models", header, rows, f"Ours: one replica (single), int8. Top-1 on {photos:,} evaluation photos with its 95 % interval. 2023 memory and rate: the study's plain recipe, 10 users.")
+    return Table(
+        "Models",
+        header,
+        rows,
+        f"Ours: one replica (single), int8. Top-1 on {photos:,} evaluation photos with its 95 % interval. 2023 "
+        "memory and rate: the study's plain recipe, 10 users.",
+    )
 
 
 def _model_row(run: dict[str, Any], name: str, single: Cell | None, plain: Cell | None) -> list[str]:
@@ -40,28 +61,46 @@ def _model_row(run: dict[str, Any], name: str, single: Cell | None, plain: Cell 
     return [
         name,
         _share(facts["accuracy"], facts["photos"]),
-        _number(100 * facts["float_accuracy"], 1) if facts["float_accuracy"] else NONE,
-        _number(100 * study.accuracy, 1) if study else NONE,
-        _number(memory, 0),
-        _number(plain_memory, 0),
-        _number(study.memory_mb, 0) if study else NONE,
+        number(100 * facts["float_accuracy"], 1) if facts["float_accuracy"] else NONE,
+        number(100 * study.accuracy, 1) if study else NONE,
+        number(memory, 0),
+        number(plain_memory, 0),
+        number(study.memory_mb, 0) if study else NONE,
         _ratio(memory, plain_memory),
-        _number(rate, 1),
-        _number(plain_rate, 1),
-        _number(study.rate, 2) if study else NONE,
+        number(rate, 1),
+        number(plain_rate, 1),
+        number(study.rate, 2) if study else NONE,
         _ratio(rate, plain_rate),
         _ratio(rate, study.rate if study else None),
-        _number(facts["package_bytes"] / 1e6, 1),
-        _number(facts["source_bytes"] / 1e6 if facts["source_bytes"] else None, 1),
+        number(facts["package_bytes"] / 1e6, 1),
+        number(facts["source_bytes"] / 1e6 if facts["source_bytes"] else None, 1),
     ]
 
 
 def deployments(cells: list[Cell]) -> Table:
     """Every cell, with the study's figure for its kind of deployment."""
-    header = ["Deployment", "Model", "Answers/s (95 %)", "2023", "× 2023", "Answered, %", "2023, %", "Response, ms", "p99, ms", "Memory, MB", "CPU s/1,000", "Replicas", "Valid"]
+    header = [
+        "Deployment",
+        "Model",
+        "Answers/s (95 %)",
+        "2023",
+        "x 2023",
+        "Answered, %",
+        "2023, %",
+        "Response, ms",
+        "p99, ms",
+        "Memory, MB",
+        "CPU s/1,000",
+        "Replicas",
+        "Valid",
+    ]
     rows = [_deployment_row(cell) for cell in cells]
     marks = {k: "muted" for k, cell in enumerate(cells) if cell.reasons}
-    note = "Response: mean in the closed loop. p99: at the constant rate, from the intended send. 2023: plain by model; load-balanced and dynamically scaled as the study names them, one figure each; it measured no counterpart of single."
+    note = (
+        "Response: mean in the closed loop. p99: at the constant rate, from the intended send. 2023: plain by "
+        "model; load-balanced and dynamically scaled as the study names them, one figure each; it measured no "
+        "counterpart of single."
+    )
     return Table("Deployments", header, rows, note, marks)
 
 
@@ -71,16 +110,16 @@ def _deployment_row(cell: Cell) -> list[str]:
     return [
         cell.stack,
         cell.model,
-        _interval(cell.rate, 1),
-        _number(rate, 2),
+        interval_text(cell.rate, 1),
+        number(rate, 2),
         _ratio(rate_of(cell), rate),
-        _number(made.availability if made else None, 1),
-        _number(availability, 2),
-        _number(1000 * made.response_s if made else None, 0),
-        (_number(timed.p99.value, 0) if timed.kept_up else "no limit") if timed else NONE,
-        _number(use.memory_mb if use else None, 0),
-        _number(use.cpu_s_per_1000 if use else None, 2),
-        _number(use.replicas if use else None, 1),
+        number(made.availability if made else None, 1),
+        number(availability, 2),
+        number(1000 * made.response_s if made else None, 0),
+        (number(timed.p99.value, 0) if timed.kept_up else "no limit") if timed else NONE,
+        number(use.memory_mb if use else None, 0),
+        number(use.cpu_s_per_1000 if use else None, 2),
+        number(use.replicas if use else None, 1),
         "no" if cell.reasons else "yes",
     ]
 
@@ -93,72 +132,54 @@ def study_figures(cell: Cell) -> tuple[float | None, float | None]:
     return (stack.rate, stack.availability) if stack else (None, None)
 
 
-COLUMNS: tuple[tuple[str, Callable[[Columns], str]], ...] = (
-    ("Transactions", lambda c: f"{c.transactions:,}"),
-    ("Availability, %", lambda c: f"{c.availability:.2f}"),
-    ("Elapsed time, s", lambda c: f"{c.elapsed_s:.2f}"),
-    ("Data transferred, MB", lambda c: f"{c.transferred_mb:.2f}"),
-    ("Response time, s", lambda c: f"{c.response_s:.3f}"),
-    ("Transaction rate, /s", lambda c: f"{c.rate:.2f}"),
-    ("Throughput, MB/s", lambda c: f"{c.throughput_mb_s:.3f}"),
-    ("Concurrency", lambda c: f"{c.concurrency:.2f}"),
-    ("Successful transactions", lambda c: f"{c.successful:,}"),
-    ("Failed transactions", lambda c: f"{c.failed:,}"),
-    ("Longest transaction, s", lambda c: f"{c.longest_s:.3f}"),
-    ("Shortest transaction, s", lambda c: f"{c.shortest_s:.3f}"),
-)
-BESIDE: tuple[tuple[str, Callable[[Cell], str]], ...] = (
-    ("Constant rate, /s", lambda c: _number(c.latency["rate"].offered if "rate" in c.latency else None, 1)),
-    ("p50, ms", lambda c: _interval(c.latency["rate"].p50 if "rate" in c.latency else None, 1)),
-    ("p95, ms", lambda c: _interval(c.latency["rate"].p95 if "rate" in c.latency else None, 1)),
-    ("p99, ms", lambda c: _interval(c.latency["rate"].p99 if "rate" in c.latency else None, 1)),
-    ("Steady memory, MB", lambda c: _number(c.use.memory_mb if c.use else None, 1)),
-    ("CPU s per 1,000 requests", lambda c: _number(c.use.cpu_s_per_1000 if c.use else None, 2)),
-    ("Disk (model), MB", lambda c: _number(c.disk_mb, 1)),
-    ("Evaluation accuracy, %", lambda c: _number(100 * c.accuracy if c.accuracy else None, 1)),
-)
-
-
-def twelve_columns(model: str, cells: list[Cell]) -> Table:
-    """The study's twelve columns of one model, a column a stack, and below them what the study left out."""
-    measured = [c for c in cells if c.model == model and c.columns]
-    rows = [[name, *(show(c.columns) for c in measured if c.columns)] for name, show in COLUMNS]
-    rows += [[name, *(show(c) for c in measured)] for name, show in BESIDE]
-    names = [c.stack + (" (invalid)" if c.reasons else "") for c in measured]
-    study = MODELS.get(model)
-    if study:
-        names, rows = [*names, "2023"], [[*row, _study_value(study, row[0])] for row in rows]
-    return Table(model, ["", *names], rows)
-
-
-def _study_value(study: Any, row: str) -> str:
-    known = {
-        "Availability, %": _number(study.availability, 2),
-        "Transaction rate, /s": f"{study.rate:.2f}",
-        "Steady memory, MB": f"{study.memory_mb:.1f}",
-        "Evaluation accuracy, %": f"{100 * study.accuracy:.1f}",
-    }
-    return known.get(row, NONE)
-
-
 def checks(found_: list[Check]) -> Table:
     """The queueing model against every measured cell."""
-    rows = [[c.name, c.figure, _number(c.measured, 1), _number(c.simulated, 1), f"{c.error:+.0%}", "yes" if abs(c.error) <= CLOSE else "no"] for c in found_]
+    rows = [
+        [
+            c.name,
+            c.figure,
+            number(c.measured, 1),
+            number(c.simulated, 1),
+            f"{c.error:+.0%}",
+            "yes" if abs(c.error) <= CLOSE else "no",
+        ]
+        for c in found_
+    ]
     marks = {k: "good" if abs(c.error) <= CLOSE else "bad" for k, c in enumerate(found_)}
     note = f"Service times of each model's single stack; trusted within {CLOSE:.0%}."
-    return Table("Queueing model against measurement", ["Cell", "Figure", "Measured", "Simulated", "Error", "Within"], rows, note, marks)
+    return Table(
+        "Queueing model against measurement",
+        ["Cell", "Figure", "Measured", "Simulated", "Error", "Within"],
+        rows,
+        note,
+        marks,
+    )
 
 
 def needs(rate: float, max_p99_ms: float, price: float, rows: list[tuple[str, Need | None]]) -> Table:
     """What a rate needs of each model."""
     header = ["Model", "Replicas", "Cores", "Busy", "p50, ms", "p99, ms", "Price/hour", "Price/million"]
     cells = [
-        [name, f"{n.replicas:,}", _number(n.cores, 1), f"{n.utilisation:.0%}", _number(n.p50_ms, 0), _number(n.p99_ms, 0), _number(n.price_hour, 2), _number(n.price_million, 2)]
+        [
+            name,
+            f"{n.replicas:,}",
+            number(n.cores, 1),
+            f"{n.utilisation:.0%}",
+            number(n.p50_ms, 0),
+            number(n.p99_ms, 0),
+            number(n.price_hour, 2),
+            number(n.price_million, 2),
+        ]
         if n
         else [name, f"no number answers within {max_p99_ms:g} ms", *[NONE] * 6]
         for name, n in rows
     ]
-    return Table(f"{rate:,.0f} requests/s with p99 within {max_p99_ms:g} ms", header, cells, f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy.")
+    return Table(
+        f"{rate:,.0f} requests/s with p99 within {max_p99_ms:g} ms",
+        header,
+        cells,
+        f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy.",
+    )
 
 
 def left_out(chosen: Recommendation) -> Table:
@@ -182,7 +203,7 @@ def memory_of(cell: Cell | None) -> float | None:
     return cell.use.memory_mb if cell and cell.use else None
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     return NONE if value is None or not isfinite(value) else f"{value:,.{digits}f}"
 
 
@@ -190,14 +211,14 @@ def _ratio(a: float | None, b: float | None) -> str:
     return f"{a / b:.2f}" if a and b else NONE
 
 
-def _interval(value: Interval | None, digits: int) -> str:
+def interval_text(value: Interval | None, digits: int) -> str:
     if value is None or not isfinite(value.value):
         return NONE
-    return f"{value.value:,.{digits}f} ({value.low:,.{digits}f}–{value.high:,.{digits}f})"
+    return f"{value.value:,.{digits}f} ({value.low:,.{digits}f} to {value.high:,.{digits}f})"
 
 
 def _share(value: float | None, n: int) -> str:
     if value is None:
         return NONE
     interval = proportion(value, n)
-    return f"{100 * value:.1f} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
+    return f"{100 * value:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"

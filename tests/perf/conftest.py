@@ -105,9 +105,14 @@ def closed(rate: float, ms: float, seconds: float = 10.0, status: int = 200) -> 
     return [Sample(k / rate, ms, status, 500, k % 2) for k in range(round(rate * seconds))]
 
 
-def resources(seconds: int = 12, *, cores: float = 0.5, generator: float = 0.2, memory: int = 100_000_000, replicas: int = 1) -> list[Second]:
+def resources(
+    seconds: int = 12, *, cores: float = 0.5, generator: float = 0.2, memory: int = 100_000_000, replicas: int = 1
+) -> list[Second]:
     """A second each of steady use."""
-    return [Second(float(k), replicas, memory, cores * k, 0.0, generator * k, 0.0, (cores + generator) * k) for k in range(seconds)]
+    return [
+        Second(float(k), replicas, memory, cores * k, 0.0, generator * k, 0.0, (cores + generator) * k)
+        for k in range(seconds)
+    ]
 
 
 RATES = {"plain": 10.0, "single": 100.0, "balanced": 190.0, "scaled": 180.0}  # of the first model
@@ -127,15 +132,42 @@ def run_facts() -> dict[str, Any]:
 
 
 def make_run_facts() -> dict[str, Any]:
-    model = {"version": 1, "verdict": "int8", "photos": 3347, "agreement": 0.97, "package_bytes": 2_500_000, "source_bytes": 9_700_000}
-    phases = {"rate": {"offered": 6.0, "levels": [[6.0, 10.0]]}, "varying": {"offered": 2.0, "levels": [[2.0, 5.0], [9.0, 5.0]]}}
+    model = {
+        "version": 1,
+        "verdict": "int8",
+        "photos": 3347,
+        "agreement": 0.97,
+        "package_bytes": 2_500_000,
+        "source_bytes": 9_700_000,
+    }
+    phases = {
+        "rate": {"offered": 6.0, "levels": [[6.0, 10.0]]},
+        "varying": {"offered": 2.0, "levels": [[2.0, 5.0], [9.0, 5.0]]},
+    }
     return {
         "started": "2026-01-02T03:04:05Z",
-        "machine": {"cpu": "Test CPU", "flags": ["avx2"], "cores": 2, "memory_mb": 16000, "system": "Linux", "python": "3.11", "versions": {"locust": "2"}, "commit": "abc"},
+        "machine": {
+            "cpu": "Test CPU",
+            "flags": ["avx2"],
+            "cores": 2,
+            "memory_mb": 16000,
+            "system": "Linux",
+            "python": "3.11",
+            "versions": {"locust": "2"},
+            "commit": "abc",
+        },
         "options": {
-            "tool": "locust", "threads": 1, "users": 10, "rate": None, "engine": "local", "replicas": 2, "max_replicas": 3,
-            "cpus": 0.5, "memory_mb": 512, "seconds": {"warm": 1, "idle": 1, "closed": 10, "rate": 10, "level": 5},
-        },  # fmt: skip
+            "tool": "locust",
+            "threads": 1,
+            "users": 10,
+            "rate": None,
+            "engine": "local",
+            "replicas": 2,
+            "max_replicas": 3,
+            "cpus": 0.5,
+            "memory_mb": 512,
+            "seconds": {"warm": 1, "idle": 1, "closed": 10, "rate": 10, "level": 5},
+        },
         "photos": ["a.jpg", "b.jpg"],
         "models": {name: model | {"float_accuracy": f, "accuracy": q} for name, (f, q, _) in MODELS.items()},
         "cells": [{"stack": stack, "model": name, "phases": phases} for stack in RATES for name in MODELS],

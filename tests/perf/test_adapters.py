@@ -12,7 +12,13 @@ from perf.adapters import Load, find
 from perf.meter import drive
 from perf.samples import Sample, Second
 
-TOOLS = ["locust", *(pytest.param(t, marks=pytest.mark.skipif(not shutil.which(t), reason=f"{t} is not installed")) for t in ("wrk", "siege"))]
+TOOLS = [
+    "locust",
+    *(
+        pytest.param(t, marks=pytest.mark.skipif(not shutil.which(t), reason=f"{t} is not installed"))
+        for t in ("wrk", "siege")
+    ),
+]
 
 
 def driven(tool: str, load: Load, server: Any) -> tuple[list[Sample], list[Second]]:
@@ -76,5 +82,5 @@ def test_processes_share_a_timed_load(server: Any, photos_dir: Path) -> None:
 
 def test_a_tool_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(FileNotFoundError, match="wrk is not installed: .* or use --tool locust"):
+    with pytest.raises(FileNotFoundError, match=r"wrk is not installed: .* or use --tool locust"):
         find("wrk")

@@ -45,18 +45,26 @@ def test_less_latency_is_better(cells: list[Cell]) -> None:
         timed = cell.latency["rate"]
         return replace(cell, latency={**cell.latency, "rate": replace(timed, p99=Interval(900, 890, 910))})
 
-    found = [d for d in compare(cells, [slower(c) for c in cells]) if d.figure == "p99 ms, constant rate" and d.name == "single mobilenet_v2"]
+    found = [
+        d
+        for d in compare(cells, [slower(c) for c in cells])
+        if d.figure == "p99 ms, constant rate" and d.name == "single mobilenet_v2"
+    ]
     assert [d.verdict for d in found] == ["worse"]
 
 
 def test_latencies_at_different_rates_are_not_compared(cells: list[Cell]) -> None:
-    other = [replace(c, latency={**c.latency, "rate": replace(c.latency["rate"], offered=3.0, answered=3.0)}) for c in cells]
+    other = [
+        replace(c, latency={**c.latency, "rate": replace(c.latency["rate"], offered=3.0, answered=3.0)}) for c in cells
+    ]
     assert not [d for d in compare(cells, other) if "constant rate" in d.figure]
 
 
 def test_invalid_and_missing_cells_are_named(cells: list[Cell]) -> None:
     spoilt = [replace(c, reasons=["x"]) if c.stack == "plain" else c for c in cells if c.stack != "scaled"]
-    assert left_out(cells, spoilt) == [f"{s} {m}" for s in ("plain", "scaled") for m in ("mobilenet_v2", "resnet101_v2")]
+    assert left_out(cells, spoilt) == [
+        f"{s} {m}" for s in ("plain", "scaled") for m in ("mobilenet_v2", "resnet101_v2")
+    ]
     assert {d.name.split()[0] for d in compare(cells, spoilt)} == {"single", "balanced"}
 
 

@@ -10,7 +10,9 @@ from perf.adapters import Load, Tool, find
 from perf.meter import Usage, cpu_seconds, drive, machine_seconds
 
 
-def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(server: Any, photos_dir: Path, children_end: None) -> None:
+def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(
+    server: Any, photos_dir: Path, children_end: None
+) -> None:
     kept: list[Any] = []
     timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()

@@ -13,7 +13,7 @@ ONE = Service(demand_s=0.010, photos={"small.jpg": 0.006, "large.jpg": 0.014}, s
 
 
 def planned(rate: float = 100, max_p99_ms: float = 200, cpus: float = 1.0, one: Service = ONE, **given: Any) -> Any:
-    return need("m", one, rate, max_p99_ms, cpus, 0.04, **given)
+    return need("m", one, rate=rate, max_p99_ms=max_p99_ms, cpus=cpus, price=0.04, **given)
 
 
 def test_a_plan_has_room_for_the_work_and_no_replica_too_many() -> None:

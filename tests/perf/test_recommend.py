@@ -8,13 +8,27 @@ from perf.recommend import Candidate, Constraints, Recommendation, candidate, do
 from perf.summary import Cell, Latency, Use
 
 
-def cell(stack: str, model: str, *, accuracy: float, rate: float, p99: float, memory: float, replicas: float = 1, reasons: Any = ()) -> Cell:
+def cell(
+    stack: str,
+    model: str,
+    *,
+    accuracy: float,
+    rate: float,
+    p99: float,
+    memory: float,
+    replicas: float = 1,
+    reasons: Any = (),
+) -> Cell:
     mark = Interval(p99, p99, p99)
     return Cell(
-        stack, model, list(reasons), accuracy=accuracy, rate=Interval(rate, 0.97 * rate, 1.03 * rate),
+        stack,
+        model,
+        list(reasons),
+        accuracy=accuracy,
+        rate=Interval(rate, 0.97 * rate, 1.03 * rate),
         use=Use(memory, 10.0, 0.5 * replicas, 0.0, 0.2, replicas, 0.0),
         latency={"rate": Latency(10, 10, p99, mark, mark, mark, [])},
-    )  # fmt: skip
+    )
 
 
 SMALL = cell("single", "small", accuracy=0.58, rate=100, p99=40, memory=90)
@@ -75,7 +89,9 @@ def test_no_choice_where_nothing_meets_the_constraints() -> None:
 
 
 def test_an_invalid_cell_is_left_out_with_its_reason() -> None:
-    spoilt = cell("scaled", "small", accuracy=0.58, rate=900, p99=1, memory=1, reasons=["the load generator was saturated"])
+    spoilt = cell(
+        "scaled", "small", accuracy=0.58, rate=900, p99=1, memory=1, reasons=["the load generator was saturated"]
+    )
     made = chosen([*CELLS, spoilt])
     assert by_priority(made) == by_priority(chosen())
     assert made.invalid == [("small on scaled", "the load generator was saturated")]

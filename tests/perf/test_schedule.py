@@ -9,5 +9,5 @@ def test_sends_are_evenly_spaced_in_every_step() -> None:
 
 @pytest.mark.parametrize("text", ["0x5", "5x0", "-1x5", "fast", "5", ""])
 def test_what_is_no_schedule_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="above zero|could not convert"):
+    with pytest.raises(ValueError, match=r"above zero|could not convert"):
         parse(text)

@@ -7,7 +7,12 @@ import pytest
 from perf.samples import Part, Sample
 from perf.summary import Cell, Columns, Use, columns, idle, latencies, resources_used, summarise, timeline
 
-FOUR = [Sample(0, 100, 200, 1000, 0), Sample(0, 300, 200, 1000, 1), Sample(1, 1000, 503, 200, 0), Sample(1, 600, 200, 1000, 1)]
+FOUR = [
+    Sample(0, 100, 200, 1000, 0),
+    Sample(0, 300, 200, 1000, 1),
+    Sample(1, 1000, 503, 200, 0),
+    Sample(1, 600, 200, 1000, 1),
+]
 
 
 def test_the_twelve_columns_of_four_requests() -> None:

@@ -1,0 +1,161 @@
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf import stacks
+from perf.__main__ import main, parser
+from perf.commands import run_options, times
+from perf.run import FULL, QUICK
+
+
+def options(models_dir: Path, photos_dir: Path, *given: str) -> Any:
+    return run_options(
+        parser().parse_args(
+            ["run", "--models-dir", str(models_dir), "--photos", str(photos_dir), "--engine", "local", *given]
+        )
+    )
+
+
+def test_options_are_in_wrks_terms(models_dir: Path, photos_dir: Path) -> None:
+    made = options(
+        models_dir, photos_dir, "-t", "2", "-c", "16", "-d", "1m", "--rate", "50", "--stacks", "single,scaled"
+    )
+    assert (made.threads, made.users, made.times.closed, made.rate, made.stacks) == (
+        2,
+        16,
+        60,
+        50,
+        ("single", "scaled"),
+    )
+    assert made.models == ("mobilenet_v2",)
+
+
+def test_a_duration_moves_the_other_loads_with_it() -> None:
+    assert times(quick=False, closed_s=None) == FULL
+    assert times(quick=False, closed_s=60).rate == 2 * FULL.rate
+    assert times(quick=True, closed_s=None) == QUICK
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--models", "nosuch"], "no package of nosuch in .*: name others with --models"),
+        (["--stacks", "single,triple"], "unknown stack triple: choose from plain, single, balanced, scaled"),
+        (["--photos", "/nonexistent"], "no photo .*: name a folder of photos with --photos"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    models_dir: Path, given: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert (
+        main(["run", "--models-dir", str(models_dir), "--engine", "local", "--out", str(tmp_path / "out"), *given]) == 2
+    )
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert re.search(message, error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [["-d", "0s"], ["-d", "soon"], ["-c", "0"], ["--rate", "-1"], ["--tool", "ab"]])
+def test_an_option_out_of_range_is_refused(given: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["run", *given])
+
+
+def test_a_folder_with_other_files_is_not_written_to(
+    models_dir: Path, photos_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    given = [
+        "--models-dir",
+        str(models_dir),
+        "--photos",
+        str(photos_dir),
+        "--engine",
+        "local",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["run", *given]) == 2
+    assert "holds other files (thesis.txt)" in capsys.readouterr().err
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_ends_in_a_report(  # noqa: PLR0917 - fixtures
+    models_dir: Path,
+    photos_dir: Path,
+    tmp_path: Path,
+    server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextlib.contextmanager
+    def up(kind: str, **_: Any) -> Iterator[Any]:
+        yield server
+
+    monkeypatch.setattr(stacks, "up", up)
+    out = tmp_path / "out"
+    given = [
+        "--models-dir",
+        str(models_dir),
+        "--photos",
+        str(photos_dir),
+        "--engine",
+        "local",
+        "--out",
+        str(out),
+        "-d",
+        "1s",
+        "--quick",
+    ]
+    status = main(["run", *given, "--stacks", "single", "--tool", "locust"])
+    printed = capsys.readouterr().out
+    assert "1 cells (single x mobilenet_v2), about" in printed.splitlines()[0]
+    assert "Latency Distribution" in printed
+    assert "Requests/sec:" in printed
+    assert status in (0, 1)  # 1 where this machine is too busy for the cell to be valid
+    assert {p.name for p in out.iterdir()} == {
+        "results.json",
+        "samples.csv",
+        "resources.csv",
+        "report.html",
+        "report.md",
+        "plots",
+        "run.log",
+    }
+
+
+def test_a_report_is_drawn_again_with_constraints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(finished), "--min-accuracy", "0.595"]) == 0
+    assert "lowest cost: resnet101_v2 on single" in capsys.readouterr().out
+    assert "accuracy at least 0.595" in (finished / "report.md").read_text()
+
+
+def test_a_plan_names_replicas_cores_and_price(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(finished), "--rate", "5000", "--max-p99-ms", "200", "--mix", "a.jpg=3,b.jpg=1"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("mobilenet_v2 ")).split()
+    assert int(row[1]) >= 5000 * 0.0055 / 0.8 / 0.5
+    assert "Queueing model against measurement" in printed
+
+
+def test_a_plan_for_a_photo_that_was_not_measured_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(finished), "--rate", "5", "--mix", "c.jpg=1"]) == 2
+    assert "photo c.jpg was not measured: choose from a.jpg, b.jpg" in capsys.readouterr().err
+
+
+def test_two_runs_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(finished), str(finished)]) == 0
+    assert "no difference shown" in capsys.readouterr().out
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no results of a run" in capsys.readouterr().err
