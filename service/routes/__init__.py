@@ -29,7 +29,7 @@ def describe(error: Exception) -> Problem:
         return problem(error.status, error.code, str(error))
     if isinstance(error, HTTPException) and error.status_code < 500:
         extra = "; ".join(f"{each['key']}: {each['message']}" for each in _details(error))
-        return problem(error.status_code, _CODES.get(error.status_code, "bad_request"), extra or error.detail)
+        return problem(error.status_code, CODES.get(error.status_code, "bad_request"), extra or error.detail)
     log.error("unexpected error", exc_info=error)
     return problem(500, "internal_error", "The service failed. It has been logged.")
 
@@ -44,7 +44,7 @@ def problem_response(_: HttpRequest, error: Exception) -> Response[bytes]:
     )
 
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
 def _details(error: HTTPException) -> list[dict[str, str]]:

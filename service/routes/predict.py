@@ -101,7 +101,7 @@ async def predict(
     classifier = ready_classifier(request)
     served = classifier.repository.find(model, version)
     request.scope["state"]["served"] = (served.package.name, str(served.package.version))
-    if unknown := request.query_params.keys() - PARAMETERS:
+    if request.scope["query_string"] and (unknown := request.query_params.keys() - PARAMETERS):
         raise BadRequest(f"Unknown query parameter {min(unknown)}. There is {', '.join(sorted(PARAMETERS))}.")
     classifier.admit(served)
     upload = await read_upload(request, settings, deadline)

@@ -293,6 +293,25 @@ async def test_a_backlog_does_not_stop_another_queue(batcher: Batcher, kitchen: 
 
 
 @asynchronous
+async def test_a_backlog_in_every_slot_gives_up_the_next_one_that_is_free(clock: Clock) -> None:
+    kitchen = Kitchen()
+    batcher = Batcher(2, clock)
+    slow, fast = (batcher.add(queue_of(kitchen, max_batch_size=1, slots=2)) for _ in range(2))
+    tickets = [batcher.submit(slow, ["s1", "s2", "s3", "s4"], LATE)]
+    await kitchen.begun()
+    await kitchen.begun()
+    clock.now += 1
+    tickets.append(batcher.submit(fast, ["fast"], LATE))
+    kitchen.let_go(1)
+    await kitchen.begun()
+    assert kitchen.batches == [["s1"], ["s2"], ["fast"]]  # s3 is older, but the other slot is its model's
+    kitchen.let_go()
+    for ticket in tickets:
+        await ticket.done
+    await asyncio.to_thread(batcher.close)
+
+
+@asynchronous
 async def test_a_queue_never_runs_in_more_slots_than_its_own_nor_all_in_more_than_there_are(clock: Clock) -> None:
     kitchen = Kitchen()
     batcher = Batcher(2, clock)

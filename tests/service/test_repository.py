@@ -87,7 +87,9 @@ def test_a_file_of_the_report_that_is_gone_is_refused(models: Path) -> None:
         opened(models)
 
 
-@pytest.mark.parametrize("report", ["", "[]", '{"files": {"model.onnx": {}}}', '{"files": []}'])
+@pytest.mark.parametrize(
+    "report", ["", "[]", "{}", '{"files": {}}', '{"files": {"model.onnx": {}}}', '{"files": {"model.onnx": 1}}']
+)
 def test_a_report_that_cannot_be_read_is_refused(models: Path, report: str) -> None:
     (write_package(models) / "report.json").write_text(report)
     with pytest.raises(PackageError, match=r"report\.json cannot be read"):
@@ -135,6 +137,7 @@ def test_a_model_that_answers_otherwise_than_its_golden_set_is_refused(models: P
 def test_a_golden_set_that_cannot_be_replayed_is_refused(models: Path) -> None:
     folder = write_package(models)
     np.savez(folder / "golden.npz", inputs=np.zeros((8, 5, 5, 3), np.uint8), probabilities=0.5, tolerance=1)
-    edit_report(folder, files={})
+    model_only = {"model.onnx": json.loads((folder / "report.json").read_text())["files"]["model.onnx"]}
+    edit_report(folder, files=model_only)
     with pytest.raises(PackageError, match="cannot be replayed"):
         opened(models)
