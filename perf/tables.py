@@ -81,7 +81,6 @@ def deployments(cells: list[Cell]) -> Table:
     """Every cell, with the study's figure for its kind of deployment."""
     header = [
         "Deployment",
-        "Model",
         "Answers/s (95 %)",
         "2023",
         "x 2023",
@@ -108,8 +107,7 @@ def _deployment_row(cell: Cell) -> list[str]:
     rate, availability = study_figures(cell)
     made, use, timed = cell.columns, cell.use, cell.latency.get("rate")
     return [
-        cell.stack,
-        cell.model,
+        f"{cell.stack} · {cell.model}",
         interval_text(cell.rate, 1),
         number(rate, 2),
         _ratio(rate_of(cell), rate),
