@@ -64,7 +64,7 @@ def _run(run: argparse.ArgumentParser) -> None:
         "--tool", choices=("locust", "wrk", "siege"), default="locust", help="for the closed loop (%(default)s)"
     )
     run.add_argument("--photos", type=Path, help="folder of the photos to send (the shared ones, else made)")
-    run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/results-quick with --quick)")
+    run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/out/quick with --quick)")
     run.add_argument(
         "--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works"
     )

@@ -111,7 +111,7 @@ def run_options(given: argparse.Namespace) -> Options:
         models_dir=given.models_dir.resolve(),
         sources=given.sources.resolve(),
         photos=photo_folder(given.photos),
-        out=given.out or here / ("results-quick" if given.quick else "results"),
+        out=given.out or here / ("out/quick" if given.quick else "results"),
     )
 
 
@@ -132,7 +132,7 @@ def photo_folder(given: Path | None) -> Path:
     """The photos to send: those named, else the shared ones, else two made ones."""
     if given or photos.default_folder().is_dir():
         return (given or photos.default_folder()).resolve()
-    return photos.synthetic(Path(__file__).parent / "photos").resolve()
+    return photos.synthetic(Path(__file__).parent / "out" / "photos").resolve()
 
 
 def prepare(folder: Path) -> None:
