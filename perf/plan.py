@@ -105,9 +105,9 @@ def need(
     """
     rng = np.random.default_rng(0)
     arrivals, work = poisson(rate, REQUESTS, rng), demands(one, REQUESTS, mix, rng)
-    fixed = _fixed(one)
+    fixed = _fixed(one, cpus)
     if 1000 * (float(np.percentile(work, 99)) + fixed) > max_p99_ms:
-        return None  # without any wait it takes longer
+        return None  # even at full speed and without any wait it takes longer
     first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * cpus)))
 
     def outcome(number: int) -> Outcome:
@@ -135,9 +135,12 @@ def need(
     )
 
 
-def _fixed(one: Service) -> float:
-    """What an idle answer takes beside its service; nothing where the service has several threads for one image."""
-    return max(0.0, one.idle_s - one.demand_s)
+def _fixed(one: Service, cpus: float) -> float:
+    """What an idle answer takes beside its service; nothing where several threads work on one image."""
+    rng = np.random.default_rng(0)
+    apart = np.arange(CHECKED // 10) * 10 + rng.uniform(0, 1, CHECKED // 10)
+    service_s = open_loop(apart, demands(one, len(apart), None, rng), 0.0, replicas(1, cpus)).latency_s.mean()
+    return max(0.0, one.idle_s - float(service_s))
 
 
 def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
@@ -161,7 +164,7 @@ def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
     left = run["machine"]["cores"] * (1 - use.other) - use.generator_cores
     target = replicas(number, cpus)
     target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
-    fixed, work = _fixed(one), demands(one, CHECKED, None, rng)
+    fixed, work = _fixed(one, cpus), demands(one, CHECKED, None, rng)
     closed = closed_loop(run["options"]["users"], work, fixed, target)
     found = [
         Check(name, "closed loop, answers/s", columns.rate, closed.rate),

@@ -9,12 +9,17 @@ from perf.photos import CONTENT_TYPE, Photo
 from perf.samples import Sample
 
 TIMEOUT_S = 30.0
+REST = 2.0  # answer times between two requests: a probe without rest would itself use up the quota of half a core
 
 
-def probe(url: str, photos: list[Photo], seconds: float) -> list[Sample]:
-    """Send until the time is over, at least every photo once; an unanswered request is a sample with status 0."""
+def probe(url: str, photos: list[Photo], seconds: float, rest: float = REST) -> list[Sample]:
+    """Send until the time is over, at least every photo once; an unanswered request is a sample with status 0.
+
+    Args:
+        rest: pause after each answer, in its own answer times.
+    """
     samples: list[Sample] = []
-    began, due = time.monotonic(), _Due(photos, seconds)
+    began, due = time.monotonic(), _Due(photos, seconds, rest)
     while due.more(len(samples)):
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
         try:
@@ -29,10 +34,10 @@ def probe(url: str, photos: list[Photo], seconds: float) -> list[Sample]:
 
 
 class _Due:
-    """Whether another photo is to be sent, and which."""
+    """Whether another photo is to be sent, which, and after what pause."""
 
-    def __init__(self, photos: list[Photo], seconds: float) -> None:
-        self.photos, self.ends = photos, time.monotonic() + seconds
+    def __init__(self, photos: list[Photo], seconds: float, rest: float) -> None:
+        self.photos, self.ends, self.rest = photos, time.monotonic() + seconds, rest
 
     def more(self, sent: int) -> bool:
         return time.monotonic() < self.ends or sent < len(self.photos)
@@ -46,12 +51,14 @@ def _exchange(connection: http.client.HTTPConnection, url: str, due: _Due, began
         connection.request("POST", f"{parts.path}?{parts.query}", body, headers)
         answer = connection.getresponse()
         size = len(answer.read())
-        samples.append(Sample(sent - began, 1000 * (time.monotonic() - sent), answer.status, size, photo))
+        took = time.monotonic() - sent
+        samples.append(Sample(sent - began, 1000 * took, answer.status, size, photo))
+        time.sleep(due.rest * took)
 
 
 def warm(url: str, photos: list[Photo], users: int, seconds: float) -> None:
     """Load a stack for a while and forget what it answered."""
-    threads = [threading.Thread(target=probe, args=(url, photos, seconds)) for _ in range(users)]
+    threads = [threading.Thread(target=probe, args=(url, photos, seconds, 0.0)) for _ in range(users)]
     for thread in threads:
         thread.start()
     for thread in threads:

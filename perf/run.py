@@ -40,8 +40,8 @@ class Times:
     level: float  # of each of the four levels of the varying load
 
 
-FULL = Times(warm=4, idle=3, closed=30, rate=20, level=15)
-QUICK = Times(warm=0.5, idle=1, closed=4, rate=2.5, level=2.5)
+FULL = Times(warm=4, idle=5, closed=30, rate=20, level=15)
+QUICK = Times(warm=0.5, idle=1, closed=4, rate=2.5, level=2)
 
 
 @dataclass(frozen=True)
