@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from litestar import Response, get
+from litestar.params import FromPath
 
 from service import metrics
 from service.errors import ShuttingDown
@@ -43,7 +44,7 @@ def models(request: HttpRequest) -> dict[str, Any]:
 
 
 @get("/models/{name:str}", sync_to_thread=False)
-def model(request: HttpRequest, name: str) -> dict[str, Any]:
+def model(request: HttpRequest, name: FromPath[str]) -> dict[str, Any]:
     """Every version of a model: contract, plan and evidence."""
     repository = ready_classifier(request).repository
     versions = [_details(served) for _, served in sorted(repository.versions(name).items())]

@@ -367,6 +367,36 @@ async def test_close_answers_what_waits_and_refuses_what_is_new(clock: Clock) ->
     assert not any(thread.name.startswith("slot-") and thread.is_alive() for thread in batcher._threads)
 
 
+@asynchronous
+async def test_close_ends_also_the_slots_that_may_not_help_with_what_waits(clock: Clock) -> None:
+    kitchen = Kitchen()
+    batcher = Batcher(2, clock)
+    ticket = batcher.submit(batcher.add(queue_of(kitchen, max_batch_size=1)), ["a", "b", "c"], LATE)
+    await kitchen.begun()
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    await asyncio.sleep(0.05)
+    kitchen.let_go()
+    assert await outcomes(ticket) == ["A", "B", "C"]
+    await closing
+
+
+@asynchronous
+async def test_a_request_abandoned_in_the_run_takes_nothing_from_those_behind_it(
+    batcher: Batcher, kitchen: Kitchen
+) -> None:
+    queue = batcher.add(queue_of(kitchen))
+    await occupied(batcher, kitchen, queue)
+    gone, behind = batcher.submit(queue, ["gone"], LATE), batcher.submit(queue, ["behind"], LATE)
+    kitchen.let_go(1)
+    await kitchen.begun()
+    gone.abandon(ClientGone("it hung up"))
+    kitchen.let_go()
+    assert await outcomes(behind) == ["BEHIND"]
+    assert kitchen.batches[1] == ["gone", "behind"]
+    with pytest.raises(ClientGone):
+        await gone.done
+
+
 def test_a_loop_that_is_gone_does_not_kill_the_slot(clock: Clock) -> None:
     kitchen = Kitchen()
     batcher = Batcher(1, clock)

@@ -111,6 +111,20 @@ def test_metrics_are_right_with_two_workers_and_after_one_of_them_died(models: P
         assert server.metric("sous_queue_images") == 0
 
 
+def test_what_waited_in_a_worker_that_died_is_counted_no_more(models: Path) -> None:
+    write_package(models)
+    with (
+        serving(models, max_batch_size=2, max_queue_delay_us=10_000_000) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        lost = pool.submit(post, server)
+        until(lambda: server.metric("sous_queue_images") == 1)
+        subprocess.run(["kill", "-9", str(server.worker)], check=True)
+        assert isinstance(lost.exception(), httpx.TransportError)
+        until(lambda: CLIENT.get(f"{server.url}/health/ready").status_code == 200)
+        assert server.metric("sous_queue_images") == 0
+
+
 def test_counts_of_an_earlier_run_are_cleared_at_boot(models: Path, tmp_path: Path) -> None:
     write_package(models)
     counts = tmp_path / "counts"
