@@ -59,6 +59,7 @@ def serving(models: Path, *arguments: str, ready: bool = True, **settings: objec
             cwd=CHECKOUT,
             env=environment(models, settings),
             stderr=stderr,
+            start_new_session=True,
         )
     server = Server(process, f"http://127.0.0.1:{_port(process, log)}", log)
     try:
@@ -69,7 +70,8 @@ def serving(models: Path, *arguments: str, ready: bool = True, **settings: objec
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(5)
-        process.kill()
+        with suppress(ProcessLookupError):  # its workers too, if it could not stop them
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
