@@ -19,7 +19,7 @@ from perf import photos
 from perf.samples import Sample
 
 UNKNOWN_PHOTO = -1
-SIEGE_SETTINGS = "verbose = true\ncolor = off\nparser = false\nlogging = false\nconnection = keep-alive\nlimit = 1000\n"
+SIEGE_SETTINGS = "verbose = true\ncolor = off\nparser = false\nlogging = false\nconnection = close\nlimit = 1000\n"
 
 
 class Load(NamedTuple):
