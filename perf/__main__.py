@@ -102,6 +102,7 @@ def _plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--rate", type=_positive, required=True, help="requests a second")
     plan.add_argument("--max-p99-ms", type=_positive, default=100.0)
     plan.add_argument("--mix", type=_mix, help="photo=share,...: of the measured photos (all alike)")
+    plan.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (that of the run)")
     plan.add_argument("--core-hour-price", type=_positive, default=CORE_HOUR_PRICE)
     plan.set_defaults(command=commands.plan)
 

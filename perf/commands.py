@@ -181,7 +181,13 @@ def plan(given: argparse.Namespace) -> int:
     facts_of_run, cells = results.read(given.folder)
     check_mix(given.mix, facts_of_run["photos"])
     needed = findings.needs(
-        facts_of_run, cells, rate=given.rate, max_p99_ms=given.max_p99_ms, price=given.core_hour_price, mix=given.mix
+        facts_of_run,
+        cells,
+        rate=given.rate,
+        max_p99_ms=given.max_p99_ms,
+        price=given.core_hour_price,
+        mix=given.mix,
+        cpus=given.cpus,
     )
     if not needed.rows:
         raise ValueError(f"{given.folder} has no valid single stack with idle answers: run perf/run.sh --stacks single")

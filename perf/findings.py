@@ -109,9 +109,10 @@ def needs(
     max_p99_ms: float,
     price: float,
     mix: dict[str, float] | None = None,
+    cpus: float | None = None,
 ) -> Table:
     """What a rate needs of each model that has a measured single stack, and of the plain recipe beside it."""
-    cpus, rows = run["options"]["cpus"], []
+    cpus, rows = cpus or run["options"]["cpus"], []
     for cell in (c for c in cells if c.stack in ("single", "plain") and not c.reasons):
         if one := plan.service(cell):
             name = cell.model if cell.stack == "single" else f"{cell.model}, plain"
@@ -123,6 +124,7 @@ def method(run: dict[str, Any]) -> list[str]:
     """How the figures came about."""
     options, seconds = run["options"], run["options"]["seconds"]
     rate = f"{options['rate']:g} requests a second" if options["rate"] else "60 % of the closed loop's rate"
+    held = ", ".join(sorted({cell["limited_by"] for cell in run["cells"] if cell.get("limited_by")})) or "not known"
     return [
         f"Each cell: bring the stack up and wait until it is ready, {seconds['warm']:g} s of warm-up (discarded), "
         f"{seconds['idle']:g} s of one connection, {seconds['closed']:g} s closed loop with {options['users']} users, "
@@ -130,7 +132,7 @@ def method(run: dict[str, Any]) -> list[str]:
         "of varying load; take it down. Resources are read from cgroups or /proc once a second.",
         f"Photos, in turn: {', '.join(run['photos'])}. Engine: {options['engine']}; limits of a replica: "
         f"{options['cpus']:g} cores, {options['memory_mb']} MB (plain: the same cores, the memory it needs); "
-        f"balanced has {options['replicas']} replicas, scaled 1 to {options['max_replicas']}.",
+        f"balanced has {options['replicas']} replicas, scaled 1 to {options['max_replicas']}. Held to them by: {held}.",
         "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise "
         "within this run, not that between machines or days. The load generator shares the machine. A cell is invalid "
         "when the generator is saturated, the host or other programs take the CPU away, over 1 % of requests fail, or "

@@ -18,6 +18,7 @@ CHECKED = 5_000  # simulated to check one cell
 WARM = 2_000  # of them left out at the start
 MOST_BUSY = 0.8  # utilisation a plan goes to: what is left carries a burst or a lost replica
 MOST_REPLICAS = 20_000
+MOVED = 0.05  # mean replicas off a whole number: they came or went, which is not simulated
 CLOSE = 0.15  # the model is trusted within this part of the measured figure
 
 
@@ -156,7 +157,7 @@ def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
 
 def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
     use, columns = cell.use, cell.columns
-    if not use or not columns:
+    if not use or not columns or abs(use.replicas - round(use.replicas)) > MOVED:
         return []
     rng, name, cpus = np.random.default_rng(0), f"{cell.stack} {cell.model}", run["options"]["cpus"]
     number = max(1, round(use.replicas))

@@ -142,6 +142,9 @@ def test_a_plan_names_replicas_cores_and_price(finished: Path, capsys: pytest.Ca
     row = next(line for line in printed.splitlines() if line.startswith("mobilenet_v2 ")).split()
     assert int(row[1]) >= 5000 * 0.0055 / 0.8 / 0.5
     assert "Queueing model against measurement" in printed
+    assert main(["plan", str(finished), "--rate", "5000", "--max-p99-ms", "200", "--cpus", "2"]) == 0
+    larger = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mobilenet_v2 ")).split()
+    assert int(larger[1]) < int(row[1]) / 3
 
 
 def test_a_plan_for_a_photo_that_was_not_measured_is_refused(

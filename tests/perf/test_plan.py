@@ -59,3 +59,10 @@ def test_a_system_that_follows_the_model_is_predicted_closely(finished: Path) ->
         rates = [c for c in check(run, cells) if c.name == f"{name} mobilenet_v2" and c.figure.startswith("closed")]
         assert len(rates) == 2
         assert all(abs(c.error) < CLOSE for c in rates)
+
+
+def test_replicas_that_came_and_went_are_not_simulated(finished: Path) -> None:
+    run, cells = results.read(finished)
+    moved = [replace(c, use=replace(c.use, replicas=1.4)) if c.use and c.stack == "scaled" else c for c in cells]
+    assert {c.name.split()[0] for c in check(run, cells)} == {"single", "balanced", "scaled"}
+    assert {c.name.split()[0] for c in check(run, moved)} == {"single", "balanced"}
