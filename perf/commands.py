@@ -30,7 +30,7 @@ def run(given: argparse.Namespace) -> int:
     run_facts = running.start(options, sent)
     prepare(options.out)
     cells, seconds = len(options.stacks) * len(options.models), round(running.length_s(options))
-    what = f"{cells} cells ({', '.join(options.stacks)} x {', '.join(options.models)})"
+    what = f"{cells} cell{'s' * (cells > 1)} ({', '.join(options.stacks)} x {', '.join(options.models)})"
     say(f"{what}, about {seconds // 60} min {seconds % 60:02} s, by {options.engine}")
     status = 0
     try:

@@ -17,7 +17,7 @@ from perf.tables import study_figures
 
 def draw_rates(chart: Chart, cells: list[Cell], colours: dict[str, str], narrow: bool) -> None:
     """A bar a cell with its interval, grouped by model; the study's figures as hollow marks."""
-    models = list(dict.fromkeys(c.model for c in cells))
+    models = [name for name in colours if any(c.model == name for c in cells)]
     rows = [c for model in models for c in cells if c.model == model]
     chart.figure.set_size_inches(NARROW_IN if narrow else WIDE_IN, 0.27 * len(rows) + 0.25 * len(models) + 0.7)
     axes = chart.figure.subplots()

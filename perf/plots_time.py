@@ -9,7 +9,7 @@ from perf.summary import Cell
 
 def draw_latency(chart: Chart, cells: list[Cell], colours: dict[str, str], narrow: bool) -> None:
     """Percentiles of each stack, a panel a model; the axis gives each nine of the tail the same room."""
-    models = list(dict.fromkeys(c.model for c in cells))
+    models = [name for name in colours if any(c.model == name for c in cells)]
     chart.figure.set_size_inches((NARROW_IN, 2.6 * len(models)) if narrow else (WIDE_IN, 3.1))
     shape = (len(models), 1) if narrow else (1, len(models))
     for axes, model in zip(chart.figure.subplots(*shape, squeeze=False).flat, models, strict=True):

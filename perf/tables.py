@@ -189,8 +189,8 @@ def left_out(chosen: Recommendation) -> Table:
 
 
 def found(cells: list[Cell], stack: str, model: str) -> Cell | None:
-    """The measured cell of a stack and a model."""
-    return next((c for c in cells if (c.stack, c.model) == (stack, model) and c.columns), None)
+    """The cell of a stack and a model, where its measurement is valid."""
+    return next((c for c in cells if (c.stack, c.model) == (stack, model) and not c.reasons), None)
 
 
 def rate_of(cell: Cell | None) -> float | None:

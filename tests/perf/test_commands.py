@@ -115,7 +115,7 @@ def test_a_run_ends_in_a_report(  # noqa: PLR0917 - fixtures
     ]
     status = main(["run", *given, "--stacks", "single", "--tool", "locust"])
     printed = capsys.readouterr().out
-    assert "1 cells (single x mobilenet_v2), about" in printed.splitlines()[0]
+    assert "1 cell (single x mobilenet_v2), about" in printed.splitlines()[0]
     assert "Latency Distribution" in printed
     assert "Requests/sec:" in printed
     assert status in (0, 1)  # 1 where this machine is too busy for the cell to be valid

@@ -135,6 +135,17 @@ def test_the_studys_figures_stand_beside_ours_with_the_ratio(page: str, written:
     assert "8.58" in page
 
 
+def test_no_ratio_is_claimed_from_an_invalid_measurement(finished: Path) -> None:
+    data = json.loads((finished / "results.json").read_text())
+    for cell in data["run"]["cells"]:
+        if cell["stack"] == "plain":
+            cell["reason"] = "other programs took 60% of the CPU time"
+    results.save(finished, data["run"])
+    text = html(read(finished), [], [])
+    assert "times the plain recipe" not in text
+    assert "at least 10 x the plain recipe" not in text
+
+
 def test_nothing_to_choose_is_said(finished: Path) -> None:
     assert "No deployment meets them" in html(read(finished, Constraints(min_rate=1e6)), [], [])
 
