@@ -242,7 +242,7 @@ def test_the_scaled_stack_follows_the_load(packages: Path) -> None:
     figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
     with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", **figures) as running:
         assert running.replicas() == 1
-        with load(running.url, PHOTO, users=6) as answers:
+        with load(running.url, PHOTO, users=12) as answers:
             until(lambda: running.replicas() == 2)
             answers.wait_for(50)
         until(lambda: running.replicas() == 1)

@@ -139,7 +139,7 @@ def test_no_request_is_lost_while_every_replica_is_replaced(packages: Path) -> N
 def test_a_scaled_stack_follows_the_load(packages: Path) -> None:
     with local("scaled", packages, cpus=0.3, max_replicas=2, faster=100) as running:
         assert running.replicas() == 1
-        with load(running.url, PHOTO) as answers:
+        with load(running.url, PHOTO, users=12) as answers:
             until(lambda: running.replicas() == 2)
         until(lambda: running.replicas() == 1)
     assert answers.failed() == {}
