@@ -41,7 +41,8 @@ def bases() -> dict[str, str]:
 
 
 def docker(*arguments: str, **options: Any) -> str:
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, **options).stdout.strip()
+    done = subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, **options)
+    return str(done.stdout).strip()
 
 
 def inspect(image: str) -> dict[str, Any] | None:
