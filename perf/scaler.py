@@ -43,7 +43,7 @@ def follow(meter: "Meter", hpa: Hpa, interval_s: float, wait: Wait, say: Callabl
     while not wait(interval_s):
         try:
             seen = meter.read()
-            wanted, after = decide(hpa, history, time.monotonic(), seen)
+            wanted, after = decide(hpa, history, meter.clock(), seen)
             if wanted != seen.current:
                 shown = " ".join(f"{value:.3g}" for value in seen.values)
                 say(f"{seen.current} -> {wanted} replicas ({hpa.metric} {shown}; target {hpa.target:g})")
@@ -56,12 +56,13 @@ def follow(meter: "Meter", hpa: Hpa, interval_s: float, wait: Wait, say: Callabl
 class Meter:
     """The metric of each ready replica since the last reading."""
 
-    def __init__(self, cluster: Cluster, metric: str, cpus: float) -> None:
+    def __init__(self, cluster: Cluster, metric: str, cpus: float, clock: Callable[[], float] = time.monotonic) -> None:
         """`cpus` is the CPU limit of a replica in cores: the 100 % of a CPU target."""
         self.cluster = cluster
         self.metric = metric
         self.cpus = cpus
-        self.at = time.monotonic()
+        self.clock = clock
+        self.at = clock()
         self.before: dict[str, float] = {}
 
     def read(self) -> Observed:
@@ -77,7 +78,7 @@ class Meter:
         return Observed(current, values, unready=max(0, current - ready))
 
     def _percent(self, used: dict[str, float]) -> list[float]:
-        now, before = time.monotonic(), self.before
+        now, before = self.clock(), self.before
         span = (now - self.at) * self.cpus / 100
         self.at, self.before = now, used
         return [(used[name] - before[name]) / span for name in used if name in before]

@@ -117,7 +117,7 @@ def test_without_the_controllers_whole_cores_are_all_that_is_left(tree: Tree, ha
 
 def test_totals_keep_what_the_ended_have_used() -> None:
     ledger = Ledger()
-    assert ledger.update({"a": Usage(1, 100, 0.1), "b": Usage(2, 200, 0.2)}) == Usage(3, 300, pytest.approx(0.3))
-    assert ledger.update({"b": Usage(3, 200, 0.2)}) == Usage(4, 200, pytest.approx(0.3))
-    assert ledger.update({"b": Usage(0.5, 50, 0)}) == Usage(4.5, 50, pytest.approx(0.3))  # b began again
-    assert ledger.update({}) == Usage(4.5, 0, pytest.approx(0.3))
+    assert ledger.update({"a": Usage(1, 100, 0.25), "b": Usage(2, 200, 0.5)}) == Usage(3, 300, 0.75)
+    assert ledger.update({"b": Usage(3, 200, 0.5)}) == Usage(4, 200, 0.75)
+    assert ledger.update({"b": Usage(0.5, 50, 0)}) == Usage(4.5, 50, 0.75)  # b began again
+    assert ledger.update({}) == Usage(4.5, 0, 0.75)

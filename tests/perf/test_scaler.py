@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from perf import queues, scaler
+from perf import queues
 from perf.deployment import StackError
 from perf.hpa import Hpa
 from perf.scaler import MANIFESTS, Meter, follow, rule
@@ -43,10 +43,8 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    made = Cluster()
-    monkeypatch.setattr(scaler.time, "monotonic", lambda: made.now)
-    return made
+def cluster() -> Cluster:
+    return Cluster()
 
 
 def ticks(cluster: Cluster, count: int) -> Callable[[float], bool]:
@@ -62,7 +60,8 @@ def ticks(cluster: Cluster, count: int) -> Callable[[float], bool]:
 
 def run(cluster: Cluster, seconds: int, hpa: Hpa = FAST, cpus: float = 0.5) -> list[str]:
     said: list[str] = []
-    follow(Meter(cluster, hpa.metric, cpus), hpa, 1.0, ticks(cluster, seconds), said.append)
+    meter = Meter(cluster, hpa.metric, cpus, clock=lambda: cluster.now)
+    follow(meter, hpa, 1.0, ticks(cluster, seconds), said.append)
     return said
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from perf import stacks
-from perf.deployment import Deployment, StackError
+from perf.deployment import Deployment, Kind, StackError
 from perf.local import Replicas
 from tests.deploy.load import load
 from tests.service.packages import jpeg, write_package
@@ -66,12 +66,12 @@ def predict(url: str) -> dict[str, object]:
     return found
 
 
-def local(kind: stacks.Kind, packages: Path, **figures: float) -> AbstractContextManager[stacks.Running]:
+def local(kind: Kind, packages: Path, **figures: float) -> AbstractContextManager[stacks.Running]:
     return stacks.up(kind, model="colours", models_dir=packages, engine="local", **{"cpus": 1.0, **figures})
 
 
 @pytest.mark.parametrize(("kind", "replicas"), [("single", 1), pytest.param("balanced", 2, marks=needs_nginx)])
-def test_a_stack_answers_while_it_is_up(kind: stacks.Kind, replicas: int, packages: Path) -> None:
+def test_a_stack_answers_while_it_is_up(kind: Kind, replicas: int, packages: Path) -> None:
     with local(kind, packages) as running:
         assert predict(running.url)["model"] == "colours"
         assert running.replicas() == replicas
