@@ -1,0 +1,105 @@
+"""`python -m convert SOURCE --name NAME --images DIR`: options, then one call."""
+
+import argparse
+import errno
+import re
+import signal
+import sys
+from pathlib import Path
+
+from convert.card import table
+from convert.errors import ConvertError
+from convert.pipeline import RANGES, Options, convert
+from convert.progress import Progress
+from convert.verify import Gate
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(
+        prog="python -m convert", description="Convert a Keras image classifier to a signed-off int8 ONNX package."
+    )
+    add = found.add_argument
+    add("source", type=Path, metavar="SOURCE", help=".keras or .h5 file, or SavedModel folder")
+    add("--name", required=True, type=package_name, help="name of the package: models/NAME/VERSION")
+    add("--images", required=True, type=Path, help="photos: class folders or 7_x.jpg; split in training, validation,"
+        " evaluation, or by hash")  # fmt: skip
+    add("--labels", type=Path, help="names of the classes in the order of the output: a line each, or a JSON list")
+    add("--version", type=positive, default=1, help="version of the package (default: 1)")
+    add("--input-range", choices=sorted(RANGES), default="0,1", help="pixels the source was trained on (default: 0,1)")
+    add(
+        "--resize",
+        choices=["bicubic", "bilinear", "box", "nearest"],
+        default="bicubic",
+        help="filter to the input size",
+    )
+    add("--crop", choices=["none", "center"], default="none", help="none squeezes the whole photo (default)")
+    add("--weight-bits", type=int, choices=[7, 8], default=7, help="8 only where all CPUs have VNNI (default: 7)")
+    add("--calibration", type=positive, default=128, help="photos to calibrate on (default: 128)")
+    add("--gate-drop", type=float, default=0.5, help="top-1 points that may be lost (default: 0.5)")
+    add("--gate-agreement", type=float, default=97.0, help="percent of answers equal to float's (default: 97)")
+    add("--trust-source", action="store_true", help="run code stored in the source (Lambda layers)")
+    add("--replace", action="store_true", help="replace a package of this name and version")
+    add("--models", type=Path, default=Path("models"), help="folder of the packages (default: models)")
+    return found
+
+
+def package_name(text: str) -> str:
+    """A name by docs/package.md."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no package name: lower-case letters, digits, '_', '.', '-'")
+    return text
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def options_from(arguments: argparse.Namespace) -> Options:
+    """Options of one conversion."""
+    given = vars(arguments)
+    gate = Gate(given.pop("gate_drop"), given.pop("gate_agreement"))
+    return Options(gate=gate, **given)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 packaged, 2 bad input or interrupted, 3 refused by the gate."""
+    # argparse takes "-1,1" for an option unless it is bound to its name
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--input-range" in words[:-1]:
+        at = words.index("--input-range")
+        words[at : at + 2] = [f"--input-range={words[at + 1]}"]
+    options = options_from(parser().parse_args(words))
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        report = convert(options, Progress())
+    except ConvertError as error:
+        return fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return fail("interrupted: nothing was written")
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        return fail(
+            f"no space left for {error.filename or 'temporary files'}: free some, or set TMPDIR" if full else str(error)
+        )
+    print(table(report))  # noqa: T201  the command's result
+    print(f"written: {options.models / options.name / str(options.version)}")  # noqa: T201
+    return 0
+
+
+def interrupted(*_: object) -> None:
+    """SIGTERM cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def fail(message: str, status: int = 2) -> int:
+    """One line on standard error."""
+    print(f"convert: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

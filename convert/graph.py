@@ -1,0 +1,158 @@
+"""A thin view of an ONNX graph: constants as arrays, who reads what, and the steps that int8 kernels see as one."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+Array = NDArray[Any]
+IR_VERSION = 10
+
+ACTIVATIONS = {"Relu", "Clip"}  # absorbed by the step before them: the range of the u8 tensor is theirs
+ELEMENTWISE = {"Add", "Mul", "Concat"}
+PASSING = {"MaxPool", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze"}  # output codes are input codes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node and the activation it absorbs. `inputs` are the tensors computed at run time."""
+
+    nodes: tuple[NodeProto, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the main node, unique in a graph that `tidy` has named."""
+        return str(self.nodes[0].name)
+
+    @property
+    def op(self) -> str:
+        """Operator of the main node."""
+        return str(self.nodes[0].op_type)
+
+
+def constants(model: ModelProto) -> dict[str, Array]:
+    """Every initializer by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def readers(model: ModelProto, name: str) -> list[NodeProto]:
+    """The nodes that read a tensor."""
+    return [node for node in model.graph.node if name in node.input]
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value, or the default where the node does not have it."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def add_constant(model: ModelProto, name: str, value: Array) -> str:
+    """Store an initializer and return its name."""
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return name
+
+
+def steps(model: ModelProto) -> list[Step]:
+    """The nodes in order, each with the Relu or Clip that alone reads it."""
+    known = constants(model).keys()
+    reads = Counter(name for node in model.graph.node for name in node.input)
+    results = {output.name for output in model.graph.output}
+    followers = {node.input[0]: node for node in model.graph.node if node.op_type in ACTIVATIONS}
+    found: list[Step] = []
+    absorbed: set[str] = set()
+    for node in model.graph.node:
+        if node.name in absorbed:
+            continue
+        nodes, out = [node], node.output[0]
+        if node.op_type in {"Conv", "Add"} and out in followers and reads[out] == 1 and out not in results:
+            nodes.append(followers[out])
+            absorbed.add(followers[out].name)
+        inputs = tuple(dict.fromkeys(name for name in node.input if name and name not in known))
+        found.append(Step(tuple(nodes), inputs, tuple(nodes[-1].output)))
+    return found
+
+
+def session(model: ModelProto | Path, threads: int) -> onnxruntime.InferenceSession:
+    """A session for looking inside: basic optimisation only, so that no kernel adds rounding of its own."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def part(model: ModelProto, step: Step) -> ModelProto:
+    """A model of one step: its run-time inputs as float inputs, its constants as initializers."""
+    used = {name for node in step.nodes for name in node.input}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in step.inputs]
+    results = [helper.make_tensor_value_info(step.outputs[0], TensorProto.FLOAT, None)]
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    return like(model, helper.make_graph(step.nodes, "step", values, results, weights))
+
+
+def like(model: ModelProto, graph: onnx.GraphProto) -> ModelProto:
+    """A model of this graph with the opset and IR version of another."""
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="sous")
+
+
+def optimised(source: Path, target: Path) -> ModelProto:
+    """ONNX Runtime's hardware-neutral rewrites: constants folded; BatchNorm, Pad, Mul and Add into convolutions."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return tidy(onnx.load(target))
+
+
+def tidy(model: ModelProto) -> ModelProto:
+    """Names by position, so that a file depends on the model alone, and no shapes that a rewrite could contradict."""
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    names: dict[str, str] = {}
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+        node.doc_string = ""
+        rename(node.input, names)
+        for place, name in enumerate(node.output):
+            names.setdefault(name, name if name in fixed or not name else f"{node.name}:{place}")
+        rename(node.output, names)
+    order = [name for node in model.graph.node for name in node.input]
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    used = list(dict.fromkeys(name for name in order if name in initializers))
+    for index, name in enumerate(used):
+        initializers[name].name = f"constant_{index}"
+    for node in model.graph.node:
+        rename(node.input, {name: f"constant_{index}" for index, name in enumerate(used)})
+    kept = [initializers[name] for name in used]
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    model.CopyFrom(like(model, helper.make_graph(model.graph.node, "sous", inputs, model.graph.output, kept)))
+    onnx.checker.check_model(model)
+    return model
+
+
+def rename(places: Any, names: dict[str, str]) -> None:
+    """Rename entries of a repeated field in place."""
+    for place, name in enumerate(places):
+        places[place] = names.get(name, name)
+
+
+def replace(model: ModelProto, old: Sequence[NodeProto], new: Sequence[NodeProto]) -> None:
+    """Put `new` where the last of `old` stood."""
+    doomed = {node.name for node in old}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.name == old[-1].name:
+            nodes.extend(new)
+        if node.name not in doomed:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

@@ -1,0 +1,170 @@
+"""The images folder: labels, disjoint splits, and pixels by the preprocessing contract of the service."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import ConvertError
+from service.image import Contract, ImageError, Limits, decode
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+LIMITS = Limits(max_bytes=64_000_000, max_pixels=100_000_000)
+BATCH = 8
+LEAST_CALIBRATION, LEAST_EVALUATION = 16, 16
+FOLDERS = ("training", "validation", "evaluation")
+NUMBERED = re.compile(r"(\d+)_")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image file and the index of its class, None where the folder does not tell."""
+
+    path: Path
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Disjoint parts: quantisation is fitted on `calibration`, recipes are chosen on `tuning`, and `evaluation` is
+    only reported and gated."""
+
+    calibration: tuple[Photo, ...]
+    tuning: tuple[Photo, ...]
+    evaluation: tuple[Photo, ...]
+    split: str
+    labels: tuple[str, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy can be measured."""
+        return all(photo.label is not None for photo in self.evaluation)
+
+
+def find(images: Path, labels_file: Path | None, classes: int, calibration: int) -> Photos:
+    """The photos under `images` in their splits, `calibration` of them for fitting.
+
+    Raises:
+        ConvertError: no folder, too few images, or labels that do not match the model's `classes`.
+    """
+    if not images.is_dir():
+        raise ConvertError(f"no images folder {images}: give one with --images")
+    given = read_labels(labels_file, classes) if labels_file else None
+    folders = [images / name for name in FOLDERS]
+    if all(folder.is_dir() for folder in folders):
+        split = "the folders training, validation and evaluation"
+        names = class_names(folders[0], given)
+        parts = [shuffled(read_folder(folder, names, classes)) for folder in folders]
+    else:
+        split = "a fixed hash of the file name: 60 % calibration, 20 % tuning, 20 % evaluation"
+        names = class_names(images, given)
+        everything = shuffled(read_folder(images, names, classes))
+        parts = [[p for p in everything if share(p) in shares] for shares in (range(60), range(60, 80), range(80, 100))]
+    if names and len(names) != classes:
+        raise ConvertError(
+            f"{images} has {len(names)} class folders, the model {classes} outputs: name all {classes} with --labels FILE"
+        )
+    check_counts(parts, images)
+    labels = given or names or tuple(str(index) for index in range(classes))
+    return Photos(tuple(parts[0][:calibration]), tuple(parts[1]), tuple(parts[2]), split, labels)
+
+
+def read_labels(path: Path, classes: int) -> tuple[str, ...]:
+    """Names of the classes in the order of the model's output: a JSON list, or a line a class."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = (
+            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        )
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"labels file {path} cannot be read ({type(error).__name__}): give a line a class") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ConvertError(f"labels file {path} is no list of different names: give a line a class, or a JSON list")
+    if len(names) != classes:
+        raise ConvertError(
+            f"{path} names {len(names)} classes, the model has {classes} outputs: name every output once"
+        )
+    return tuple(names)
+
+
+def class_names(folder: Path, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names of the class folders in the order of the model's output: the labels file's, else sorted as Keras does."""
+    found = tuple(sorted(child.name for child in folder.iterdir() if child.is_dir()))
+    if given and (unknown := set(found) - set(given)):
+        raise ConvertError(f"class folder {min(unknown)!r} is not in the labels file: its names are {', '.join(given)}")
+    return given if given and found else found
+
+
+def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]:
+    """The photos of one split: class folders, or files named by class index (`7_paella.jpg`), or unlabelled files."""
+    if names:
+        places = [(folder / name, index) for index, name in enumerate(names) if (folder / name).is_dir()]
+        return [Photo(path, index) for place, index in places for path in files(place)]
+    found = files(folder)
+    numbers = [int(match[1]) if (match := NUMBERED.match(path.name)) else None for path in found]
+    known = all(number is not None and number < classes for number in numbers)
+    return [Photo(path, number if known else None) for path, number in zip(found, numbers, strict=True)]
+
+
+def files(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def shuffled(photos: Sequence[Photo]) -> list[Photo]:
+    """In an order that depends on the names alone and mixes the classes."""
+    return sorted(photos, key=lambda photo: hashlib.sha256(key(photo)).digest())
+
+
+def share(photo: Photo) -> int:
+    """0 to 99, by a hash of the file name."""
+    return int.from_bytes(hashlib.sha256(b"split " + key(photo)).digest()[:8]) % 100
+
+
+def key(photo: Photo) -> bytes:
+    """What identifies a photo whatever folder its data set lies in."""
+    return f"{photo.path.parent.name}/{photo.path.name}".encode()
+
+
+def check_counts(parts: Sequence[Sequence[Photo]], images: Path) -> None:
+    """Refuse splits too small to say anything."""
+    for part, name, least in zip(parts, FOLDERS, (LEAST_CALIBRATION, 1, LEAST_EVALUATION), strict=True):
+        if len(part) < least:
+            raise ConvertError(
+                f"{images} gives {len(part)} photos for {name}, at least {least} are needed: add photos (some hundreds"
+                f" make a good calibration; {', '.join(sorted(SUFFIXES))})"
+            )
+
+
+def batches(photos: Sequence[Photo], contract: Contract) -> Iterator[NDArray[np.uint8]]:
+    """Pixels uint8 `[BATCH, H, W, 3]` of the photos in order; the last batch may be smaller."""
+    for start in range(0, len(photos), BATCH):
+        yield np.stack([pixels(photo.path, contract) for photo in photos[start : start + BATCH]])
+
+
+def pixels(path: Path, contract: Contract) -> NDArray[np.uint8]:
+    """One photo as the service decodes it, uint8 `[H, W, 3]`."""
+    try:
+        decoded: NDArray[np.uint8] = decode(path.read_bytes(), contract, LIMITS)
+    except (ImageError, OSError) as error:
+        raise ConvertError(f"{path} cannot be used ({error}): mend it or take it out of the images folder") from None
+    return decoded
+
+
+def labels_of(photos: Sequence[Photo]) -> NDArray[np.int64] | None:
+    """Class indices, or None where any is missing."""
+    labels = [photo.label for photo in photos if photo.label is not None]
+    return np.array(labels) if len(labels) == len(photos) else None
+
+
+def fingerprint(photos: Sequence[Photo]) -> str:
+    """SHA-256 over the photos' contents in order: which data this was."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(hashlib.sha256(photo.path.read_bytes()).digest())
+    return digest.hexdigest()

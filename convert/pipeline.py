@@ -1,0 +1,298 @@
+"""convert(): the stages on one screen."""
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from convert import card, golden, package, photos, timing, verify
+from convert.errors import ConvertError, GateRefusedError
+from convert.export import PARITY, export
+from convert.optimise import prepare
+from convert.photos import Photos
+from convert.progress import Progress
+from convert.quantise import Candidate, Effect, Search
+from convert.source import Source, open_source
+from convert.verify import Gate, Score
+from service.cpu import cores
+from service.image import Contract
+
+PARITY_PHOTOS = 16
+RANGE_PHOTOS = 96
+TUNING_PHOTOS = 1500
+RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
+CLEARLY_BETTER = 15.0  # points of top-1 by which another input range must win to be the likely mistake
+FASTER = 1.05  # int8 is worth it from this ratio of throughput on
+EMULATED_SECONDS = 45
+TOOLS = ("keras", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg", "cykooz-resizer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    source: Path
+    name: str
+    images: Path
+    labels: Path | None = None
+    version: int = 1
+    input_range: str = "0,1"
+    resize: str = "bicubic"
+    crop: str = "none"
+    weight_bits: int = 7
+    calibration: int = 128
+    gate: Gate = field(default_factory=Gate)
+    trust_source: bool = False
+    replace: bool = False
+    models: Path = Path("models")
+
+
+def convert(options: Options, progress: Progress) -> dict[str, Any]:
+    """From source to signed-off package; its report.
+
+    Raises:
+        ConvertError: bad input; nothing was written.
+        GateRefusedError: the quantised model missed a limit; nothing was written.
+    """
+    target = package.check_target(options.models, options.name, options.version, replace=options.replace)
+    with tempfile.TemporaryDirectory(prefix="sous-") as folder, package.staged(target) as stage:
+        work = Path(folder)
+        source, contract, found, parity = load(options, work / "float.onnx", progress)
+        candidate, effects = quantise(options, contract, found, work, progress)
+        evidence = evaluate(options, contract, found, work / "float.onnx", candidate, progress)
+        report = describe(options, source, contract, found) | evidence | {"parity": parity}
+        if report["verdict"] != "keep float":
+            report["quantisation"] = recipe_of(candidate, effects)
+        return write(report, work, stage, candidate)
+
+
+def load(options: Options, target: Path, progress: Progress) -> tuple[Source, Contract, Photos, dict[str, Any]]:
+    """Open the source, find the photos, export the float model and prove its parity."""
+    with progress.stage("load and export", 3) as tick:
+        source = open_source(options.source, trust=options.trust_source)
+        tick()
+        contract = Contract(source.height, source.width, options.resize, options.crop)
+        found = photos.find(options.images, options.labels, source.classes, options.calibration)
+        pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
+        check_input_range(source, found, contract, options.input_range)
+        tick()
+        worst = export(source, pixels, RANGES[options.input_range], target)
+        tick()
+    return source, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": PARITY}
+
+
+def check_input_range(source: Source, found: Photos, contract: Contract, given: str) -> None:
+    """Stop where labelled photos score clearly better under another range of pixels: the likely mistake."""
+    sample = found.tuning[:RANGE_PHOTOS]
+    labels = photos.labels_of(sample)
+    if labels is None or len(sample) < RANGE_PHOTOS // 4:
+        return
+    pixels = np.concatenate(list(photos.batches(sample, contract))).astype(np.float32)
+    scores = {
+        name: top1(source, pixels * np.float32((high - low) / 255) + np.float32(low), labels)
+        for name, (low, high) in RANGES.items()
+    }
+    better = max(scores, key=lambda name: scores[name])
+    if scores[better] > scores[given] + CLEARLY_BETTER:
+        raise ConvertError(
+            f"top-1 is {scores[given]:.0f} % with --input-range {given} but {scores[better]:.0f} % with {better} on"
+            f" {len(sample)} photos: give --input-range={better}"
+        )
+
+
+def top1(source: Source, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Percent of right answers of the source itself."""
+    found = [source.predict(images[start : start + 16]) for start in range(0, len(images), 16)]
+    return verify.percent(np.concatenate(found).argmax(1) == labels)
+
+
+def quantise(
+    options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
+) -> tuple[Candidate, list[Effect]]:
+    """Search for the cheapest recipe inside the gate, on calibration and tuning photos only."""
+    folded = prepare(onnx.load(work / "float.onnx"))
+    tuning = found.tuning[:TUNING_PHOTOS]
+    with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
+        (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
+    pixels = list(photos.batches(found.calibration, contract))
+    search = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
+    return search.run(options.weight_bits)
+
+
+def evaluate(
+    options: Options, contract: Contract, found: Photos, float_model: Path, candidate: Candidate, progress: Progress
+) -> dict[str, Any]:
+    """Gate and verdict on the evaluation photos, on the code that serves.
+
+    Raises:
+        GateRefusedError: a limit is missed.
+    """
+    paths = [float_model, candidate.path]
+    with progress.stage("verify on evaluation photos", batches_of(found.evaluation)) as tick:
+        answers = verify.answers(paths, found.evaluation, contract, tick)
+    score = verify.score(answers[0], answers[1], found.evaluation)
+    if missed := options.gate.missed(score):
+        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options)}")
+    sample = np.concatenate(list(photos.batches(found.tuning[:8], contract)))
+    with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
+        plan = timing.plan_grid(candidate.path, sample, tick)
+    with progress.stage("float beside int8", 1) as tick:
+        timed = timing.beside(paths, plan, sample)
+        tick()
+    verdict, reason = judge(candidate, timed)
+    if verdict == "keep float":
+        plan = timing.plan_grid(float_model, sample, lambda: None)
+    with progress.stage("replay on an AVX2-only CPU", 1) as tick:
+        packaged = float_model if verdict == "keep float" else candidate.path
+        portable = verify.on_avx2(
+            packaged, golden.images(64, contract.height, contract.width), packaged.parent, EMULATED_SECONDS
+        )
+        tick()
+    return {
+        "verdict": verdict,
+        "reason": reason,
+        "precision": "float32" if verdict == "keep float" else verdict,
+        "evaluation": evaluation_of(score, paths, timed),
+        "gate": asdict(options.gate),
+        "plan": plan,
+        "portability": portable,
+        "machine": timing.machine(),
+    }
+
+
+def advice(options: Options) -> str:
+    """What to try after a refusal."""
+    more = f"more calibration photos (--calibration, now {options.calibration})"
+    bits = ", 8-bit weights on CPUs with VNNI (--weight-bits 8)" if options.weight_bits == 7 else ""
+    return f"Try {more}{bits}, or looser limits (--gate-drop, --gate-agreement)"
+
+
+def judge(candidate: Candidate, timed: Sequence[timing.Timed]) -> tuple[str, str]:
+    """The verdict and its reason."""
+    ratio = timed[1].images_per_s / timed[0].images_per_s
+    if ratio < FASTER:
+        return "keep float", f"int8 has {ratio:.2f} x the throughput of float on this machine: not worth its rounding."
+    kept = len(candidate.recipe.keep_float)
+    note = f" with {kept} tensor{'s' * (kept > 1)} kept float where rounding cost most" if kept else ""
+    return ("mixed" if kept else "int8"), f"int8 has {ratio:.2f} x the throughput of float inside the gate{note}."
+
+
+def evaluation_of(score: Score, paths: Sequence[Path], timed: Sequence[timing.Timed]) -> dict[str, Any]:
+    """The `evaluation` member of report.json: shares in percent but `agreement`, which the contract has as a fraction."""
+    sides = {}
+    for side, path, times, share in zip(("float", "int8"), paths, timed, (score.float_top1, score.top1), strict=True):
+        sides[side] = {"bytes": path.stat().st_size, "latency_ms": times.latency_ms, "images_per_s": times.images_per_s}
+        if share is not None:
+            low, high = verify.interval(share, score.photos)
+            sides[side] |= {"top1": share, "top1_low": low, "top1_high": high}
+    drop = {} if score.top1 is None else {"drop": score.drop}
+    drift = {"agreement": score.agreement / 100, "max_dp": score.max_dp, "mean_dp": score.mean_dp}
+    return {"photos": score.photos, **drift, **drop, **sides}
+
+
+def describe(options: Options, source: Source, contract: Contract, found: Photos) -> dict[str, Any]:
+    """What was converted, from what, with what."""
+    return {
+        "format": 1,
+        "name": options.name,
+        "version": options.version,
+        "labels": list(found.labels),
+        "preprocessing": {**asdict(contract), "color": "RGB"},
+        "input_range": options.input_range,
+        "source": {"file": source.path.name, "sha256": source.sha256, "format": source.kind},
+        "photos": {
+            "split": found.split,
+            "calibration": len(found.calibration),
+            "calibration_sha256": photos.fingerprint(found.calibration),
+            "tuning": len(found.tuning[:TUNING_PHOTOS]),
+            "evaluation": len(found.evaluation),
+        },
+        "tools": {"python": platform.python_version()} | {name: version_of(name) for name in TOOLS},
+    }
+
+
+def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]:
+    """How the weights and ranges were made, and what was measured on the way."""
+    model = onnx.load(candidate.path)
+    recipe = candidate.recipe
+    return {
+        "clip": recipe.clip,
+        "weight_bits": recipe.weight_bits,
+        "kept_float": sorted(recipe.keep_float),
+        "float_steps": float_steps(model),
+        "tuning": asdict(candidate.score),
+        "effects": [asdict(effect) for effect in effects],
+    }
+
+
+def float_steps(model: onnx.ModelProto) -> list[str]:
+    """Nodes that compute in float, by name."""
+    plumbing = {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Transpose",
+        "Relu",
+        "Clip",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "MaxPool",
+    }
+    made = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for node in model.graph.node:
+        weights = made.get(node.input[1]) if node.op_type == "Conv" else None
+        quantised = weights is not None and weights.op_type == "DequantizeLinear"
+        if node.op_type not in plumbing and not quantised and node.op_type not in {"Add", "Mul", "Concat", "Pad"}:
+            found.append(node.name)
+    return found
+
+
+def write(report: dict[str, Any], work: Path, stage: Path, candidate: Candidate) -> dict[str, Any]:
+    """The package's four files."""
+    chosen = work / "float.onnx" if report["verdict"] == "keep float" else candidate.path
+    (stage / "model.onnx").write_bytes(chosen.read_bytes())
+    package.describe(stage / "model.onnx", properties(report))
+    height, width = report["preprocessing"]["height"], report["preprocessing"]["width"]
+    golden.write(stage / "golden.npz", work / "float.onnx", chosen, height, width)
+    report["files"] = package.hashes(stage)
+    package.write_json(stage / "report.json", report)
+    (stage / "MODEL_CARD.md").write_text(card.model_card(report), encoding="utf-8")
+    return report
+
+
+def properties(report: dict[str, Any]) -> dict[str, Any]:
+    """`metadata_props` by docs/package.md."""
+    evaluation, recipe = report["evaluation"], report.get("quantisation")
+    side = evaluation["float" if report["verdict"] == "keep float" else "int8"]
+    accuracy = {key: side[key] / 100 for key in ("top1", "top1_low", "top1_high") if key in side}
+    if accuracy:
+        accuracy["float_top1"] = evaluation["float"]["top1"] / 100
+    calibration = recipe and {
+        "photos": report["photos"]["calibration"],
+        "sha256": report["photos"]["calibration_sha256"],
+        "method": recipe["clip"],
+        "weight_bits": recipe["weight_bits"],
+    }
+    return {
+        "format": "1",
+        "precision": report["precision"],
+        "verdict": report["verdict"],
+        "labels": report["labels"],
+        "preprocessing": report["preprocessing"],
+        "source": report["source"],
+        "calibration": calibration,
+        "evaluation": {"photos": evaluation["photos"], "agreement": evaluation["agreement"], **accuracy},
+    }
+
+
+def batches_of(found: Sequence[Any]) -> int:
+    """How many batches that many photos are."""
+    return -(-len(found) // photos.BATCH)

@@ -1,0 +1,98 @@
+"""Write the quantised graph: QuantizeLinear and DequantizeLinear around what runs in int8 (QDQ).
+
+Source: onnxruntime.ai, "Quantize ONNX models", QDQ representation.
+"""
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from convert.graph import Array, Step, constants, like, rename, steps
+from convert.ranges import Range
+from convert.walk import Quantisation
+
+
+class Writer:
+    """Nodes and constants of the quantised graph, in order."""
+
+    def __init__(self, model: ModelProto, quantisation: Quantisation) -> None:
+        self.model, self.values, self.quantisation = model, constants(model), quantisation
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self.renamed: dict[str, str] = {}  # tensor to the name under which its dequantised values are read
+
+    def constant(self, name: str, value: Array) -> str:
+        """Store a constant, return its name."""
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+        return name
+
+    def parameters(self, name: str, span: Range) -> list[str]:
+        """Names of the scale and zero point constants of a u8 tensor."""
+        return [
+            self.constant(f"{name}_scale", np.array(span.scale, np.float32)),
+            self.constant(f"{name}_zero_point", np.array(span.zero_point, np.uint8)),
+        ]
+
+    def dequantise(self, codes: str, name: str, span: Range) -> None:
+        """From here on `name` is read as the values of its codes."""
+        self.nodes.append(helper.make_node("DequantizeLinear", [codes, *self.parameters(name, span)], [f"{name}_dq"]))
+        self.renamed[name] = f"{name}_dq"
+
+    def quantise(self, name: str, span: Range) -> None:
+        """Make a float tensor u8, and what reads it read the codes' values."""
+        self.nodes.append(helper.make_node("QuantizeLinear", [name, *self.parameters(name, span)], [f"{name}_q"]))
+        self.dequantise(f"{name}_q", name, span)
+
+    def per_channel(self, name: str, codes: Array, scale: Array) -> str:
+        """Integer weights or bias, one scale an output channel; the name of their values."""
+        zero = np.zeros(len(scale), codes.dtype)
+        inputs = [
+            self.constant(f"{name}_codes", codes),
+            self.constant(f"{name}_scale", scale),
+            self.constant(f"{name}_zero_point", zero),
+        ]
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], axis=0))
+        return f"{name}_dq"
+
+    def convolution(self, step: Step) -> list[str]:
+        """Inputs of an int8 convolution: s8 weights, and s32 bias in units of input scale times weight scale."""
+        node, rounded = step.nodes[0], self.quantisation.weights[step.name]
+        source, weight = node.input[0], node.input[1]
+        unit = rounded.scale.astype(np.float64) * self.quantisation.ranges[source].scale
+        bias = np.clip(np.rint(rounded.bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
+        return [
+            self.renamed[source],
+            self.per_channel(f"{step.name}_weight", rounded.codes.reshape(self.values[weight].shape), rounded.scale),
+            self.per_channel(f"{step.name}_bias", bias, unit.astype(np.float32)),
+        ]
+
+    def step(self, step: Step) -> None:
+        """A step's nodes, reading what is quantised by its codes."""
+        for place, node in enumerate(step.nodes):
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            rename(copy.input, self.renamed)
+            if place == 0 and step.name in self.quantisation.weights:
+                inputs = self.convolution(step)
+                del copy.input[:]
+                copy.input.extend(inputs)
+            self.nodes.append(copy)
+        if span := self.quantisation.ranges.get(step.outputs[0]):
+            self.quantise(step.outputs[0], span)
+
+
+def write(model: ModelProto, quantisation: Quantisation) -> ModelProto:
+    """The prepared graph `model` with uint8 input `[N, H, W, 3]` and everything in `quantisation` in int8."""
+    writer = Writer(model, quantisation)
+    source = model.graph.input[0]
+    if span := quantisation.ranges.get(source.name):
+        writer.dequantise(source.name, source.name, span)
+    for step in steps(model):
+        writer.step(step)
+    used = {name for node in writer.nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    shape = [dim.dim_param or dim.dim_value for dim in source.type.tensor_type.shape.dim]
+    entry = helper.make_tensor_value_info(source.name, TensorProto.UINT8, shape)
+    graph = helper.make_graph(
+        writer.nodes, "sous", [entry], list(model.graph.output), [*kept, *writer.constants.values()]
+    )
+    return like(model, graph)

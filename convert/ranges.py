@@ -1,0 +1,77 @@
+"""Quantisation of a u8 tensor: its scale and zero point, and how they are chosen from values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+BINS = 4096
+SAMPLES = 4_000_000  # values that a histogram is made of
+
+
+@dataclass(frozen=True)
+class Range:
+    """value = scale * (code - zero_point), codes 0 to 255."""
+
+    scale: float
+    zero_point: int
+
+    def quantise(self, values: Array) -> NDArray[np.uint8]:
+        """Codes of float values, rounded half to even as QuantizeLinear does."""
+        codes = np.rint(values.astype(np.float32, copy=False) / np.float32(self.scale)) + np.float32(self.zero_point)
+        limited: NDArray[np.uint8] = np.clip(codes, 0, 255, out=codes).astype(np.uint8)
+        return limited
+
+    def dequantise(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Values of codes, float32."""
+        table = (np.arange(256, dtype=np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        return table[codes]
+
+    def noise(self, values: NDArray[np.float32]) -> float:
+        """Share of the values' variance that their rounding and clipping costs."""
+        lost = np.square(self.dequantise(self.quantise(values)) - values).mean(dtype=np.float64)
+        return float(lost / max(values.var(dtype=np.float64), 1e-12))
+
+
+def sample(batches: Sequence[Array]) -> NDArray[np.float32]:
+    """An even sample of the values of all batches."""
+    stride = max(1, sum(batch.size for batch in batches) // SAMPLES) | 1  # odd: no column is left out
+    return np.concatenate([batch.reshape(-1)[::stride] for batch in batches]).astype(np.float32)
+
+
+def choose(values: NDArray[np.float32], low: float, high: float, clip: str) -> Range:
+    """The range for a tensor with these values (a sample) between `low` and `high`; zero is always inside.
+
+    `clip`: "min-max", "mse" or "percentile P".
+    """
+    low, high = min(0.0, low), max(0.0, high)
+    if clip != "min-max" and high > low:
+        counts, edges = np.histogram(values, BINS, (low, high))
+        low, high = least_squares(counts, edges) if clip == "mse" else percentile(counts, edges, float(clip.split()[1]))
+    scale = max((high - low) / 255, 1e-9)
+    return Range(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+
+
+def percentile(counts: Array, edges: Array, share: float) -> tuple[float, float]:
+    """Limits that leave (100 - share) % of the values outside on each side that has any beyond zero."""
+    cumulated, tail = np.cumsum(counts) / counts.sum(), 1 - share / 100
+    low = float(edges[np.searchsorted(cumulated, tail)]) if edges[0] < 0 else 0.0
+    high = float(edges[min(int(np.searchsorted(cumulated, 1 - tail)), len(counts) - 1) + 1])
+    return min(0.0, low), max(0.0, high)
+
+
+def least_squares(counts: Array, edges: Array) -> tuple[float, float]:
+    """Limits with the least expected squared error: that of clipping plus step^2 / 12 of rounding."""
+    middle, total = (edges[:-1] + edges[1:]) / 2, counts.sum()
+    shares = np.linspace(0.3, 1, 36)
+    best = (np.inf, float(edges[0]), float(edges[-1]))
+    for a, b in product(shares if edges[0] < 0 else (1.0,), shares):
+        low, high = edges[0] * a, edges[-1] * b
+        clipped = np.square(middle - np.clip(middle, low, high))
+        error = float((clipped * counts).sum() + total * ((high - low) / 255) ** 2 / 12)
+        best = min(best, (error, float(low), float(high)))
+    return best[1], best[2]

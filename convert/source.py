@@ -1,0 +1,230 @@
+"""Open what the user has (`.keras`, legacy `.h5`, a SavedModel folder) without running its code."""
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import ConvertError
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+# Operations that reach files or run Python: a SavedModel that holds one is code, not only weights.
+UNSAFE_OPS = {
+    "EagerPyFunc", "PyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "MatchingFiles", "Save", "LoadDataset"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source. `call` maps float32 `[N, height, width, 3]` tensors to `[N, classes]`; `keras` is None for a
+    SavedModel."""
+
+    path: Path
+    kind: str
+    sha256: str
+    height: int
+    width: int
+    classes: int
+    call: Callable[[Any], Any]
+    keras: Any
+
+    def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The source framework's own answers: the reference for parity."""
+        return np.asarray(self.call(images), np.float32)
+
+
+def open_source(path: Path, *, trust: bool) -> Source:
+    """Open a model and check that it is an image classifier. `trust` allows code stored in it to run.
+
+    Raises:
+        ConvertError: missing, corrupt, unsafe, or no image classifier.
+    """
+    if not path.exists():
+        raise ConvertError(f"no model at {path}: give a .keras or .h5 file, or a SavedModel folder")
+    quiet()
+    if path.is_dir():
+        if not (path / "saved_model.pb").is_file():
+            raise ConvertError(f"{path} holds no saved_model.pb: give a SavedModel folder, a .keras or a .h5 file")
+        return open_saved_model(path, trust=trust)
+    if path.suffix.lower() not in {".keras", ".h5", ".hdf5"}:
+        raise ConvertError(f"{path} is no .keras or .h5 file: save the model with model.save('NAME.keras')")
+    return open_keras(path, trust=trust)
+
+
+def quiet() -> None:
+    """The libraries' chatter is not for the user."""
+    for name in ("tensorflow", "tf2onnx", "absl", "h5py"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def open_keras(path: Path, *, trust: bool) -> Source:
+    """A `.keras` or legacy `.h5` file."""
+    import keras  # noqa: PLC0415  takes seconds: not before it is needed
+
+    kind = "keras" if path.suffix.lower() == ".keras" else "h5"
+    config = read_config(path, kind)
+    if not trust:
+        refuse_code(config)
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=not trust)
+    except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
+        raise ConvertError(f"{path} cannot be loaded by Keras {keras.__version__}: {first_line(error)}") from None
+    model = in_float32(model)
+    height, width, classes = check_shapes(path, model.inputs, model.outputs)
+
+    def call(images: Any) -> Any:
+        return model(images, training=False)
+
+    return Source(path, kind, hash_of(path), height, width, classes, call, model)
+
+
+def read_config(path: Path, kind: str) -> Any:
+    """The architecture as stored, read without building anything."""
+    import h5py  # noqa: PLC0415
+
+    try:
+        if kind == "keras":
+            with zipfile.ZipFile(path) as archive:
+                return json.loads(archive.read("config.json"))
+        with h5py.File(path) as file:
+            if "model_config" not in file.attrs:
+                raise ConvertError(f"{path} holds weights only: save the whole model with model.save('NAME.keras')")
+            return json.loads(file.attrs["model_config"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ConvertError(f"{path} is damaged or no Keras file ({type(error).__name__}): save it again") from None
+
+
+def layers(config: Any) -> Iterator[dict[str, Any]]:
+    """Every serialised object that names a class, at any depth."""
+    if isinstance(config, dict):
+        if isinstance(config.get("class_name"), str):
+            yield config
+        for value in config.values():
+            yield from layers(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from layers(value)
+
+
+def refuse_code(config: Any) -> None:
+    """Lambda layers hold Python code, custom classes need it: name the first one."""
+    for layer in layers(config):
+        class_name, inner = layer["class_name"], layer.get("config")
+        name = inner.get("name", class_name) if isinstance(inner, dict) else class_name
+        module = layer.get("module") or "keras"
+        code = class_name in {"Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__"}
+        foreign = module.split(".")[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
+        if code or foreign:
+            raise ConvertError(
+                f"layer {name!r} ({class_name}) runs code of its own, which is not loaded from model files: use built-in"
+                " layers instead (Rescaling, for instance), or give --trust-source if you know where the file is from"
+            )
+
+
+def in_float32(model: Any) -> Any:
+    """The same model with every dtype policy float32 (mixed_float16 and the like compute in half precision)."""
+    policies = {str(layer.dtype_policy.name) for layer in model._flatten_layers()}
+    if policies <= {"float32"}:
+        return model
+    plain = model.__class__.from_config(without_half(model.get_config()))
+    plain.set_weights([np.asarray(weight).astype(np.float32) for weight in model.get_weights()])
+    return plain
+
+
+def without_half(config: Any) -> Any:
+    """A configuration with half-precision names replaced."""
+    half = {"mixed_float16", "mixed_bfloat16", "float16", "bfloat16"}
+    if isinstance(config, dict):
+        return {key: without_half(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(without_half(value) for value in config)
+    return "float32" if isinstance(config, str) and config in half else config
+
+
+def check_shapes(path: Path, inputs: Any, outputs: Any) -> tuple[int, int, int]:
+    """height, width and classes of an image classifier."""
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ConvertError(
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs: an image classifier has one each"
+        )
+    entry, result = tuple(inputs[0].shape), tuple(outputs[0].shape)
+    if len(entry) != 4 or entry[3] != 3:
+        raise ConvertError(
+            f"{path} takes {entry}, not [N, height, width, 3]: only colour images, channels last, are served"
+        )
+    if entry[1] is None or entry[2] is None:
+        raise ConvertError(f"{path} has no fixed image size ({entry}): save it with the input shape it was trained on")
+    if len(result) != 2 or result[1] is None or result[1] < 2:
+        raise ConvertError(f"{path} gives {result}, not [N, classes] with 2 classes or more: it is no image classifier")
+    return int(entry[1]), int(entry[2]), int(result[1])
+
+
+def open_saved_model(path: Path, *, trust: bool) -> Source:
+    """A SavedModel folder with a serving signature."""
+    import tensorflow as tf  # noqa: PLC0415
+
+    try:
+        if not trust:
+            refuse_unsafe_ops(path)
+        loaded = tf.saved_model.load(str(path))
+        signatures = dict(loaded.signatures)
+    except ConvertError:
+        raise
+    except Exception as error:  # any class, from protobuf or tensorflow, for a damaged folder
+        raise ConvertError(f"{path} cannot be loaded as a SavedModel: {first_line(error)}") from None
+    signature = signatures.get("serving_default") or signatures.get("serve")
+    if signature is None:
+        raise ConvertError(f"{path} has no serving_default signature: export it with model.export(folder)")
+    _, arguments = signature.structured_input_signature
+    name = next(iter(arguments), "")
+    height, width, classes = check_shapes(path, list(arguments.values()), list(signature.structured_outputs.values()))
+
+    def call(images: Any) -> Any:
+        found = signature(**{name: tf.convert_to_tensor(images)})
+        return next(iter(found.values()))
+
+    call.loaded = loaded  # type: ignore[attr-defined]  # the variables live as long as this object does
+    return Source(path, "savedmodel", hash_of(path), height, width, classes, call, None)
+
+
+def refuse_unsafe_ops(path: Path) -> None:
+    """Read the graph without loading it."""
+    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
+
+    stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    for meta in stored.meta_graphs:
+        nodes = [*meta.graph_def.node, *(n for f in meta.graph_def.library.function for n in f.node_def)]
+        reachable = [n for n in nodes if not n.name.startswith(("save/", "SaveV2", "RestoreV2"))]
+        for node in reachable:
+            if node.op in UNSAFE_OPS:
+                raise ConvertError(
+                    f"{path}: node {node.name!r} ({node.op}) reaches files or runs Python: remove it, or give"
+                    " --trust-source if you know where the model is from"
+                )
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, or over names and contents of a folder."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line, cut to a length that can be read."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

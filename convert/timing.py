@@ -1,0 +1,109 @@
+"""Latency and throughput of a model on this machine, and the plan that follows."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.cpu import cores
+from service.model import open_session
+
+NEAR_BEST = 0.95  # of the best throughput: among such plans the lowest latency wins
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One plan as measured; `latency_ms` is that of one image with nothing else running."""
+
+    slots: int
+    intra_op_threads: int
+    max_batch_size: int
+    images_per_s: float
+    latency_ms: float
+
+
+def plans(available: int) -> list[tuple[int, int, int]]:
+    """slots, intra-op threads and batch sizes worth measuring on this many cores."""
+    many = [(available, 1, 1), (available, available, 1), (1, available, 1), (1, available, 4), (1, available, 8)]
+    return list(dict.fromkeys([*many, (available, 1, 4)]))
+
+
+def measure(path: Path, plan: tuple[int, int, int], pixels: NDArray[np.uint8], seconds: float) -> Timed:
+    """Run one plan for about `seconds` after a warm-up, on the given images."""
+    slots, threads, batch = plan
+    engine = open_session(path, threads)
+    feed = {"image": np.concatenate([pixels] * (batch // len(pixels) + 1))[:batch]}
+    one = {"image": pixels[:1]}
+    for warm in (feed, one, one):
+        engine.run(None, warm)
+    latency = best_of(lambda: engine.run(None, one), seconds / 4)
+    end = time.perf_counter() + seconds
+
+    def serve(_: int) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            engine.run(None, feed)
+            done += batch
+        return done
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(slots) as pool:
+        done = sum(pool.map(serve, range(slots)))
+    return Timed(slots, threads, batch, round(done / (time.perf_counter() - start), 2), round(latency * 1e3, 3))
+
+
+def best_of(call: Callable[[], Any], seconds: float) -> float:
+    """Median seconds of a call repeated for about `seconds`, three times at least."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def best(timed: Sequence[Timed]) -> Timed:
+    """The plan with the lowest latency among those near the best throughput."""
+    top = max(one.images_per_s for one in timed)
+    return min((one for one in timed if one.images_per_s >= NEAR_BEST * top), key=lambda one: one.latency_ms)
+
+
+def plan_grid(path: Path, pixels: NDArray[np.uint8], tick: Callable[[], None], seconds: float = 2.0) -> dict[str, Any]:
+    """The `plan` member of report.json: the grid as measured, and the plan chosen from it."""
+    timed = []
+    for plan in plans(cores()):
+        timed.append(measure(path, plan, pixels, seconds))
+        tick()
+    chosen = best(timed)
+    return {
+        "cores": cores(),
+        "slots": chosen.slots,
+        "intra_op_threads": chosen.intra_op_threads,
+        "max_batch_size": chosen.max_batch_size,
+        "grid": [asdict(one) for one in timed],
+    }
+
+
+def beside(paths: Sequence[Path], plan: dict[str, Any], pixels: NDArray[np.uint8], rounds: int = 3) -> list[Timed]:
+    """Models under the same plan in turns, the median of the rounds each: fit for ratios on a noisy machine."""
+    shape = (plan["slots"], plan["intra_op_threads"], plan["max_batch_size"])
+    runs = [[measure(path, shape, pixels, 1.5) for path in paths] for _ in range(rounds)]
+    found = []
+    for turns in zip(*runs, strict=True):
+        rate = float(np.median([turn.images_per_s for turn in turns]))
+        found.append(Timed(*shape, rate, float(np.median([turn.latency_ms for turn in turns]))))
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the timings were taken on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {"cpu": model, "cores": cores(), "kernel": os.uname().release.split("-")[0]}
