@@ -1,10 +1,10 @@
 """Give every channel of an activation the same range, so that one u8 scale a tensor is as good as one a channel.
 
-A convolution's output channel may be divided by any s > 0 if what reads it multiplies by s: nothing changes in float, but
-channels of small range are no longer rounded by the step of the largest one. (Cross-layer equalisation: Nagel et al. 2019,
-arXiv 1906.04721; here by the ranges of activations, and over whole residual streams, whose tensors share one s a channel.)
-Under a Clip a channel is only ever enlarged, and only as far as its own values stay below the limit: the u8 tensor then
-saturates at the channel's own largest value instead of at the limit.
+A convolution's output channel may be divided by any s > 0 if what reads it multiplies by s: nothing changes in float,
+but channels of small range are no longer rounded by the step of the largest one. (Cross-layer equalisation: Nagel et al.
+2019, arXiv 1906.04721; here by the ranges of activations, and over whole residual streams, whose tensors share one s a
+channel.) Under a Clip a channel is only ever enlarged, and only as far as its own values stay below the limit: the u8
+tensor then saturates at the channel's own largest value instead of at the limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,6 @@ from convert.ranges import Range
 
 SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes through these
 HEADROOM = 1.1  # over the largest value seen, under a Clip
-STRENGTH = 1.0
 LARGEST = 64.0  # no channel is scaled by more
 
 
@@ -38,7 +37,7 @@ def equalise(
     model: ModelProto, pixels: Sequence[NDArray[np.uint8]], entry: Range | None, tick: Callable[[], None]
 ) -> None:
     """Rescale the channels of a prepared graph in place, by their ranges on the given batches of input codes."""
-    found = [group for group in groups(model) if not group.fixed and group.writers and group.readers]
+    found = groups(model)
     largest = channel_maxima(model, {name for group in found for name in group.tensors}, pixels, entry, tick)
     values = constants(model)
     for group in found:
@@ -49,48 +48,63 @@ def equalise(
             scale_output(node, values, 1 / scale)
         for node in group.readers:
             scale_input(node, values, scale)
-    for tensor in model.graph.initializer:
-        if values[tensor.name].dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    used = dict.fromkeys(name for node in model.graph.node for name in node.input if name in values)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in used)
 
 
-def groups(model: ModelProto) -> list[Group]:
-    """The groups of tensors that must share their scales."""
-    values = constants(model)
-    ends = {value.name for value in (*model.graph.input, *model.graph.output)}
-    member: dict[str, Group] = {}
+class Groups:
+    """Which tensors must share their scales, found node by node."""
 
-    def group(name: str) -> Group:
-        return member.setdefault(name, Group({name}, fixed=name in ends))
+    def __init__(self, model: ModelProto) -> None:
+        self.values = constants(model)
+        self.ends = {value.name for value in (*model.graph.input, *model.graph.output)}
+        self.member: dict[str, Group] = {}
+        for node in model.graph.node:
+            self.take(node, [name for name in node.input if name and name not in self.values])
 
-    def join(a: Group, b: Group) -> None:
+    def of(self, name: str) -> Group:
+        """The group of a tensor."""
+        return self.member.setdefault(name, Group({name}, fixed=name in self.ends))
+
+    def take(self, node: NodeProto, computed: list[str]) -> None:
+        """Enter one node."""
+        weighted = node.op_type in {"Conv", "Gemm"} and node.input[1] in self.values
+        if weighted:
+            self.of(node.input[0]).readers.append(node)
+            self.of(node.input[0]).fixed |= not rescalable(node, self.values)
+            self.of(node.output[0]).writers.append(node)
+            self.of(node.output[0]).fixed |= node.op_type == "Gemm"
+        elif node.op_type in SHARING and not (node.op_type == "Add" and len(computed) < 2):
+            for name in computed:
+                self.join(self.of(node.output[0]), self.of(name))
+            if node.op_type == "Clip":
+                group = self.of(node.output[0])
+                group.limit = min(group.limit, clip_limit(node, self.values))
+        else:
+            for name in (*computed, *node.output):
+                self.of(name).fixed = True
+
+    def join(self, a: Group, b: Group) -> None:
+        """Make two groups one."""
         if a is b:
             return
         a.tensors |= b.tensors
         a.writers += b.writers
         a.readers += b.readers
         a.limit, a.fixed = min(a.limit, b.limit), a.fixed or b.fixed
-        member.update(dict.fromkeys(b.tensors, a))
+        self.member.update(dict.fromkeys(b.tensors, a))
 
-    for node in model.graph.node:
-        computed = [name for name in node.input if name and name not in values]
-        if node.op_type == "Conv" and node.input[1] in values:
-            rescalable = attribute(node, "group", 1) in {1, values[node.input[1]].shape[0]}
-            group(node.input[0]).readers.append(node)
-            group(node.input[0]).fixed |= not rescalable
-            group(node.output[0]).writers.append(node)
-        elif node.op_type == "Gemm" and node.input[1] in values:
-            group(node.input[0]).readers.append(node)
-            group(node.output[0]).fixed = True
-        elif node.op_type in SHARING and not (node.op_type == "Add" and len(computed) < 2):
-            for name in computed:
-                join(group(node.output[0]), group(name))
-            if node.op_type == "Clip":
-                group(node.output[0]).limit = min(group(node.output[0]).limit, clip_limit(node, values))
-        else:
-            for name in (*computed, *node.output):
-                group(name).fixed = True
-    return list({id(found): found for found in member.values()}.values())
+
+def groups(model: ModelProto) -> list[Group]:
+    """The groups that can be rescaled."""
+    found = {id(group): group for group in Groups(model).member.values()}.values()
+    return [group for group in found if not group.fixed and group.writers and group.readers]
+
+
+def rescalable(node: NodeProto, values: dict[str, Array]) -> bool:
+    """Whether the input channels of a convolution can be scaled by its weights: ordinary, or depthwise one to one."""
+    return node.op_type == "Gemm" or attribute(node, "group", 1) in {1, values[node.input[1]].shape[0]}
 
 
 def clip_limit(node: NodeProto, values: dict[str, Array]) -> float:
@@ -127,24 +141,31 @@ def factors(group: Group, largest: dict[str, Array]) -> Array | None:
     top = np.max([largest[name] for name in group.tensors], axis=0)
     if group.limit == 0 or top.max() <= 0:
         return None
-    if np.isfinite(group.limit):
-        return np.clip((top * HEADROOM / group.limit) ** STRENGTH, 1 / LARGEST, 1.0)
-    return np.clip((top / top.max()) ** STRENGTH, 1 / LARGEST, 1.0)
+    unit = group.limit / HEADROOM if np.isfinite(group.limit) else top.max()
+    found: Array = np.clip(top / unit, 1 / LARGEST, 1.0)
+    return found
 
 
 def scale_output(node: NodeProto, values: dict[str, Array], by: Array) -> None:
     """Multiply a convolution's output channels."""
-    weight = values[node.input[1]]
+    weight = own(node, 1, values)
     values[node.input[1]] = (weight * by.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
     if len(node.input) > 2:
-        values[node.input[2]] = (values[node.input[2]] * by).astype(np.float32)
+        bias = own(node, 2, values)
+        values[node.input[2]] = (bias * by).astype(np.float32)
 
 
 def scale_input(node: NodeProto, values: dict[str, Array], by: Array) -> None:
     """Let a convolution or dense layer multiply its input channels."""
-    weight = values[node.input[1]]
+    weight = own(node, 1, values)
+    shape: tuple[int, ...] = (-1, 1, 1, 1) if attribute(node, "group", 1) > 1 else (1, -1, 1, 1)
     if node.op_type == "Gemm":
         shape = (1, -1) if attribute(node, "transB", 0) else (-1, 1)
-    else:
-        shape = (-1, 1, 1, 1) if attribute(node, "group", 1) > 1 else (1, -1, 1, 1)
     values[node.input[1]] = (weight * by.reshape(shape)).astype(np.float32)
+
+
+def own(node: NodeProto, place: int, values: dict[str, Array]) -> Array:
+    """A node's constant under a name that no other node reads."""
+    value, node.input[place] = values[node.input[place]], f"{node.name}_constant_{place}"
+    values[node.input[place]] = value
+    return value

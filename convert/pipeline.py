@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from convert import card, golden, package, photos, timing, verify
+from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import PARITY, export
 from convert.optimise import prepare
@@ -66,7 +67,9 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
         work = Path(folder)
         source, contract, found, parity = load(options, work / "float.onnx", progress)
         candidate, effects = quantise(options, contract, found, work, progress)
-        evidence = evaluate(options, contract, found, work / "float.onnx", candidate, progress)
+        paths = (work / "float.onnx", candidate.path)
+        kept = len(candidate.recipe.keep_float)
+        evidence = evaluate(options, contract, found, paths, kept_float=kept, progress=progress)
         report = describe(options, source, contract, found) | evidence | {"parity": parity}
         if report["verdict"] != "keep float":
             report["quantisation"] = recipe_of(candidate, effects)
@@ -118,23 +121,24 @@ def quantise(
 ) -> tuple[Candidate, list[Effect]]:
     """Search for the cheapest recipe inside the gate, on calibration and tuning photos only."""
     folded = prepare(onnx.load(work / "float.onnx"))
+    pixels = list(photos.batches(found.calibration, contract))
+    with progress.stage("equalise channels", len(pixels)) as tick:
+        equalise(folded.model, pixels, folded.entry, tick)
     tuning = found.tuning[:TUNING_PHOTOS]
     with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
-    pixels = list(photos.batches(found.calibration, contract))
     search = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
     return search.run(options.weight_bits)
 
 
 def evaluate(
-    options: Options, contract: Contract, found: Photos, float_model: Path, candidate: Candidate, progress: Progress
+    options: Options, contract: Contract, found: Photos, paths: Sequence[Path], *, kept_float: int, progress: Progress
 ) -> dict[str, Any]:
     """Gate and verdict on the evaluation photos, on the code that serves.
 
     Raises:
         GateRefusedError: a limit is missed.
     """
-    paths = [float_model, candidate.path]
     with progress.stage("verify on evaluation photos", batches_of(found.evaluation)) as tick:
         answers = verify.answers(paths, found.evaluation, contract, tick)
     score = verify.score(answers[0], answers[1], found.evaluation)
@@ -142,15 +146,15 @@ def evaluate(
         raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options)}")
     sample = np.concatenate(list(photos.batches(found.tuning[:8], contract)))
     with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
-        plan = timing.plan_grid(candidate.path, sample, tick)
+        plan = timing.plan_grid(paths[1], sample, tick)
     with progress.stage("float beside int8", 1) as tick:
         timed = timing.beside(paths, plan, sample)
         tick()
-    verdict, reason = judge(candidate, timed)
+    verdict, reason = judge(kept_float, timed)
     if verdict == "keep float":
-        plan = timing.plan_grid(float_model, sample, lambda: None)
+        plan = timing.plan_grid(paths[0], sample, lambda: None)
     with progress.stage("replay on an AVX2-only CPU", 1) as tick:
-        packaged = float_model if verdict == "keep float" else candidate.path
+        packaged = paths[0] if verdict == "keep float" else paths[1]
         portable = verify.on_avx2(
             packaged, golden.images(64, contract.height, contract.width), packaged.parent, EMULATED_SECONDS
         )
@@ -174,18 +178,17 @@ def advice(options: Options) -> str:
     return f"Try {more}{bits}, or looser limits (--gate-drop, --gate-agreement)"
 
 
-def judge(candidate: Candidate, timed: Sequence[timing.Timed]) -> tuple[str, str]:
+def judge(kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
     """The verdict and its reason."""
     ratio = timed[1].images_per_s / timed[0].images_per_s
     if ratio < FASTER:
         return "keep float", f"int8 has {ratio:.2f} x the throughput of float on this machine: not worth its rounding."
-    kept = len(candidate.recipe.keep_float)
     note = f" with {kept} tensor{'s' * (kept > 1)} kept float where rounding cost most" if kept else ""
     return ("mixed" if kept else "int8"), f"int8 has {ratio:.2f} x the throughput of float inside the gate{note}."
 
 
 def evaluation_of(score: Score, paths: Sequence[Path], timed: Sequence[timing.Timed]) -> dict[str, Any]:
-    """The `evaluation` member of report.json: shares in percent but `agreement`, which the contract has as a fraction."""
+    """The `evaluation` member of report.json: percent, but for `agreement`, a fraction by the contract."""
     sides = {}
     for side, path, times, share in zip(("float", "int8"), paths, timed, (score.float_top1, score.top1), strict=True):
         sides[side] = {"bytes": path.stat().st_size, "latency_ms": times.latency_ms, "images_per_s": times.images_per_s}

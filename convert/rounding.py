@@ -1,8 +1,8 @@
 """Weight rounding by least squares: integer codes that keep a layer's output, not each weight. numpy only.
 
 For one layer the float network has y = W x + b; the quantised network hands it inputs z (x with the errors of all
-layers before). Wanted are integer codes Q and a bias c that minimise E|s Q z + c - (W x + b)|^2. The best real weights are
-W C H^-1 with H = Cov(z), C = Cov(x, z). They are rounded column by column, each column's error being pushed into the
+layers before). Wanted are integer codes Q and a bias c that minimise E|s Q z + c - (W x + b)|^2. The best real weights
+are W C H^-1 with H = Cov(z), C = Cov(x, z). They are rounded column by column, each column's error being pushed into the
 columns not yet rounded (OBQ, GPTQ: Frantar et al. 2022, arXiv 2210.17323; with the float network's outputs as targets:
 Li et al. 2025, GPTAQ, arXiv 2504.02692). The mean error leaves through the bias (bias correction: Nagel et al. 2019,
 arXiv 1906.04721). Kernels of few weights (depthwise convolutions) are searched over their codes instead.
@@ -67,8 +67,8 @@ class Rounded:
 def round_layer(weight: Array, bias: Array, moments: Moments, bits: int, order: NDArray[np.intp]) -> Rounded:
     """Codes for weight `[O, K]` and bias `[O]`; output channels are split evenly over the groups of `moments`.
 
-    `order` `[K]` is the order in which a kernel multiplies the columns. With 7 bits, codes go up to 127 too, but the two
-    of one sign that VPMADDUBSW adds in 16 bits stay within 128 together, as two 7-bit codes do: 255 * 128 < 2^15. So no
+    `order` `[K]` is the order in which a kernel multiplies the columns. With 7 bits, codes go up to 127 too, but two of
+    one sign that VPMADDUBSW adds in 16 bits stay within 128 together, as two 7-bit codes do: 255 * 128 < 2^15. So no
     x86 CPU saturates, and the step is finer than that of 7 bits a code.
     """
     mx, mz, h, c = moments.centred()
@@ -97,8 +97,8 @@ def pairs_of(order: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def scales(w: Array, h: Array, pairs: NDArray[np.intp] | None) -> Array:
-    """Scale of each output channel `[G, O]`: the largest weight (and pair of one sign) over its limit, shrunk where
-    plain rounding, by variance, loses less so. Channels of next to no weight get one that keeps their bias in 32 bits."""
+    """Scale of each output channel `[G, O]`: the largest weight over its limit, shrunk where plain rounding loses less,
+    but not below what the largest pair needs, nor what keeps the bias of a channel of next to no weight in 32 bits."""
     top = np.abs(w).max(-1) / LIMIT
     least = np.maximum(top.max() * 1e-6, 1e-12)
     if pairs is not None:
@@ -112,7 +112,8 @@ def scales(w: Array, h: Array, pairs: NDArray[np.intp] | None) -> Array:
         error = (variance * (w - s * np.clip(np.rint(w / s), -LIMIT, LIMIT)) ** 2).sum(-1)
         best = np.where(error < lowest, scale, best)
         lowest = np.minimum(error, lowest)
-    return best
+    found: Array = best
+    return found
 
 
 def round_columns(w: Array, h: Array, scale: Array, pairs: NDArray[np.intp] | None) -> Array:
@@ -186,9 +187,10 @@ def search_codes(w: Array, h: Array, scale: Array, gptq: Array, pairs: NDArray[n
     plain = np.clip(np.rint(w / scale[..., None]), -LIMIT, LIMIT)
     moves = steps(w.shape[-1])
     starts = (gptq, plain) if pairs is None else (gptq,)
-    found = [descend(w, h, scale, start, moves, pairs) for start in starts]
+    found = [descend(w, h, scale, start, moves=moves, pairs=pairs) for start in starts]
     losses = np.stack([loss(w, h, scale, one) for one in found])
-    return np.take_along_axis(np.stack(found), losses.argmin(0)[None, ..., None], 0)[0]
+    best: Array = np.take_along_axis(np.stack(found), losses.argmin(0)[None, ..., None], 0)[0]
+    return best
 
 
 def steps(width: int) -> Array:
@@ -202,10 +204,11 @@ def steps(width: int) -> Array:
 def loss(w: Array, h: Array, scale: Array, codes: Array) -> Array:
     """Output variance lost a channel, `[G, O]`."""
     e = w - codes * scale[..., None]
-    return np.einsum("gok,gkl,gol->go", e, h, e)
+    lost: Array = np.einsum("gok,gkl,gol->go", e, h, e)
+    return lost
 
 
-def descend(w: Array, h: Array, scale: Array, codes: Array, moves: Array, pairs: NDArray[np.intp] | None) -> Array:
+def descend(w: Array, h: Array, scale: Array, codes: Array, *, moves: Array, pairs: NDArray[np.intp] | None) -> Array:
     """Take, in every channel at once, the move that lowers the loss most, until none does."""
     s = scale[..., None]
     curvature = np.einsum("mk,gkl,ml->gm", moves, h, moves)[:, None, :] * s**2
@@ -227,4 +230,5 @@ def allowed(codes: Array, pairs: NDArray[np.intp] | None) -> NDArray[np.bool_]:
     if pairs is None:
         return within
     a, b = codes[..., pairs[:, 0]], codes[..., pairs[:, 1]]
-    return within & (np.where(a * b > 0, np.abs(a + b), 0).max(-1, initial=0) <= PAIR)
+    within &= np.where(a * b > 0, np.abs(a + b), 0).max(-1, initial=0) <= PAIR
+    return within

@@ -193,8 +193,11 @@ def names(tensor: str) -> tuple[str, str]:
 
 def parameters(tensor: str, span: Range) -> list[TensorProto]:
     """A u8 tensor's scale and zero point."""
-    values = np.array(span.scale, np.float32), np.array(span.zero_point, np.uint8)
-    return [numpy_helper.from_array(value, name) for value, name in zip(values, names(tensor), strict=True)]
+    scale, zero_point = names(tensor)
+    return [
+        numpy_helper.from_array(np.array(span.scale, np.float32), scale),
+        numpy_helper.from_array(np.array(span.zero_point, np.uint8), zero_point),
+    ]
 
 
 def copied(node: NodeProto, renamed: dict[str, str]) -> NodeProto:
@@ -227,13 +230,15 @@ def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, b
     count = max(1, PATCHES // len(source.actual))
     for x, z in zip(source.reference, source.actual, strict=True):
         where = positions(node, weight.shape, x.shape, count, rng)
-        exact = patches(node, weight.shape, moments.groups, x, where).astype(np.float32)
-        moments.add(exact, decode(patches(node, weight.shape, moments.groups, z, where, source.span), source.span))
+        exact = patches(node, weight.shape, moments.groups, x, where=where).astype(np.float32)
+        moments.add(
+            exact, decode(patches(node, weight.shape, moments.groups, z, where=where, span=source.span), source.span)
+        )
     return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits, kernel_order(weight.shape))
 
 
 def kernel_order(shape: Sequence[int]) -> NDArray[np.intp]:
-    """The order in which QLinearConv multiplies the weights `[O, I, H, W]` of a kernel: by row, column, then channel."""
+    """The order in which QLinearConv multiplies a kernel's weights `[I, H, W]`: by row, column, then channel."""
     return np.arange(int(np.prod(shape[1:]))).reshape(shape[1], -1).T.reshape(-1)
 
 
@@ -269,6 +274,7 @@ def patches(
     kernel: Sequence[int],
     groups: int,
     x: Array,
+    *,
     where: tuple[Array, Array, Array],
     span: Range | None = None,
 ) -> Array:
