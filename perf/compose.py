@@ -88,9 +88,9 @@ class Project:
         return queues.waiting({c["Id"]: f"http://{engine.address(c)}:8000" for c in ready})
 
     def scale(self, replicas: int) -> None:
-        """As many replicas; more are ready when this returns, fewer have drained and left."""
+        """As many replicas: more are starting when this returns (the rule counts them as unready), fewer have left."""
         wanted = ("--scale", f"{self.service}={replicas}", self.service)
-        self.run("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--no-build", *wanted)
+        self.run("up", "--detach", "--no-recreate", "--no-deps", "--no-build", *wanted)
 
     def _usages(self, service: str | None) -> dict[str, Usage]:
         """Of every container, or of the ready ones of a service."""
