@@ -2,21 +2,36 @@
 
 import argparse
 import errno
+import math
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from convert.card import table
 from convert.errors import ConvertError
+from convert.photos import LEAST_CALIBRATION
 from convert.pipeline import RANGES, Options, convert
 from convert.progress import Progress
 from convert.verify import Gate
+from service.model import PackageError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a bad command line in one line, as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"convert: {message}; `python -m convert --help` lists the options\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="python -m convert", description="Convert a Keras image classifier to a signed-off int8 ONNX package."
     )
     add = found.add_argument
@@ -35,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--crop", choices=["none", "center"], default="none", help="none squeezes the whole photo (default)")
     add("--weight-bits", type=int, choices=[7, 8], default=7, help="8 only where all CPUs have VNNI (default: 7)")
-    add("--calibration", type=positive, default=128, help="photos to calibrate on (default: 128)")
-    add("--gate-drop", type=float, default=0.5, help="top-1 points that may be lost (default: 0.5)")
-    add("--gate-agreement", type=float, default=97.0, help="percent of answers equal to float's (default: 97)")
+    add("--calibration", type=calibration, default=128, help="photos to calibrate on (default: 128)")
+    add("--gate-drop", type=percent, default=0.5, help="top-1 points that may be lost (default: 0.5)")
+    add("--gate-agreement", type=percent, default=97.0, help="percent of answers equal to float's (default: 97)")
     add("--trust-source", action="store_true", help="run code stored in the source (Lambda layers)")
     add("--replace", action="store_true", help="replace a package of this name and version")
     add("--models", type=Path, default=Path("models"), help="folder of the packages (default: models)")
@@ -58,6 +73,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def calibration(text: str) -> int:
+    """A number of photos that says something."""
+    if (count := positive(text)) < LEAST_CALIBRATION:
+        raise argparse.ArgumentTypeError(f"{count} photos are too few to calibrate on: {LEAST_CALIBRATION} at least")
+    return count
+
+
+def percent(text: str) -> float:
+    """A number from 0 to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 100")
+    return value
+
+
 def options_from(arguments: argparse.Namespace) -> Options:
     """Options of one conversion."""
     given = vars(arguments)
@@ -73,26 +106,33 @@ def main(argv: list[str] | None = None) -> int:
         at = words.index("--input-range")
         words[at : at + 2] = [f"--input-range={words[at + 1]}"]
     options = options_from(parser().parse_args(words))
-    signal.signal(signal.SIGTERM, interrupted)
+    before = signal.signal(signal.SIGTERM, interrupted)
     try:
         report = convert(options, Progress())
-    except ConvertError as error:
-        return fail(str(error), error.exit_status)
+    except (ConvertError, PackageError) as error:
+        return fail(str(error), getattr(error, "exit_status", 2))
     except KeyboardInterrupt:
         return fail("interrupted: nothing was written")
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        return fail(
-            f"no space left for {error.filename or 'temporary files'}: free some, or set TMPDIR" if full else str(error)
-        )
+        return fail(explained(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(table(report))  # noqa: T201  the command's result
     print(f"written: {options.models / options.name / str(options.version)}")  # noqa: T201
     return 0
 
 
 def interrupted(*_: object) -> None:
-    """SIGTERM cleans up as Ctrl-C does."""
+    """The first SIGTERM cleans up as Ctrl-C does, further ones do not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def explained(error: OSError) -> str:
+    """What the system refused, with the remedy where it is known."""
+    if error.errno in FULL:
+        return f"no space left for {error.filename or 'temporary files'}: free some, or set TMPDIR to another disk"
+    return f"{error.filename or 'a file'}: {error.strerror or error}"
 
 
 def fail(message: str, status: int = 2) -> int:
@@ -102,4 +142,6 @@ def fail(message: str, status: int = 2) -> int:
 
 
 if __name__ == "__main__":
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # deprecations inside TensorFlow and Keras are not for the user
     sys.exit(main())

@@ -18,8 +18,9 @@ def table(report: Mapping[str, Any]) -> str:
     """Float against the packaged model, as Markdown."""
     evaluation = report["evaluation"]
     columns = [cells(evaluation, side) for side in ("float", "int8") if evaluation.get(side)]
-    head = ["", "float32", report["precision"]][: len(columns) + 1]
-    rows = [[title, *(column[key] for column in columns)] for title, key in ROWS]
+    packaged = report["precision"] if report["verdict"] != "keep float" else "int8 (not packaged)"
+    head = ["", "float32", packaged][: len(columns) + 1]
+    rows = [[title, *(column[key] for column in columns)] for title, key in ROWS if any(key in one for one in columns)]
     rows.append(["verdict", *[""] * (len(columns) - 1), report["verdict"]])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
@@ -30,11 +31,14 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def cells(evaluation: Mapping[str, Any], side: str) -> dict[str, str]:
-    """One model's column."""
+    """One model's column; no accuracy without labels."""
     found, quantised = evaluation[side], side == "int8"
+    accuracy = {}
+    if "top1" in found:
+        accuracy["top1"] = f"{found['top1']:.2f} %"
+        accuracy["interval"] = f"{found['top1_low']:.2f} to {found['top1_high']:.2f} %"
     return {
-        "top1": f"{found['top1']:.2f} %" if "top1" in found else "not measured (no labels)",
-        "interval": f"{found['top1_low']:.2f} to {found['top1_high']:.2f} %" if "top1" in found else "",
+        **accuracy,
         "agreement": f"{100 * evaluation['agreement']:.2f} %" if quantised else "",
         "drift": f"{evaluation['max_dp']:.4f} / {evaluation['mean_dp']:.5f}" if quantised else "",
         "size": f"{found['bytes'] / 1e6:.1f} MB",
@@ -60,14 +64,15 @@ def model_card(report: Mapping[str, Any]) -> str:
             "",
             f"On {evaluation['photos']} evaluation photos that were neither calibrated nor tuned on"
             f" (split: {report['photos']['split']}). {accuracy_note(evaluation)}",
-            f"Timed on {machine['cores']} cores of {machine['cpu']}: {plan['slots']} slots of {plan['intra_op_threads']}"
-            f" threads, batches of up to {plan['max_batch_size']}.",
+            f"Timed on {machine['cores']} cores of {machine['cpu']}: {plan['slots']} slots of"
+            f" {plan['intra_op_threads']} threads, batches of up to {plan['max_batch_size']}.",
             "",
             "## Input",
             "",
             f"A photo, squeezed or cropped (`crop: {preprocessing['crop']}`) to {preprocessing['height']} x"
             f" {preprocessing['width']} pixels by a {preprocessing['resize']} filter, as uint8 RGB `[N, H, W, 3]` named"
-            " `image`; normalisation is inside the graph. Output: `probabilities` float32 `[N, C]`, in the order of the labels:",
+            " `image`; normalisation is inside the graph. Output: `probabilities` float32 `[N, C]`, in the order of the"
+            " labels:",
             "",
             ", ".join(report["labels"]) + ".",
             "",
@@ -75,8 +80,8 @@ def model_card(report: Mapping[str, Any]) -> str:
             "",
             *quantisation_lines(report),
             f"- CPUs: {portability_line(report['portability'])}",
-            f"- Float parity with the source: max |dp| {report['parity']['max_dp']:.1e} on {report['parity']['photos']} photos"
-            f" (limit {report['parity']['limit']:g}).",
+            f"- Float parity with the source: max |dp| {report['parity']['max_dp']:.1e} on"
+            f" {report['parity']['photos']} photos (limit {report['parity']['limit']:g}).",
             "",
             "Hashes, versions and all figures: `report.json`.",
             "",
@@ -98,8 +103,8 @@ def quantisation_lines(report: Mapping[str, Any]) -> list[str]:
         return ["- Kept in float32."]
     kept = f"{len(recipe['kept_float'])} tensors kept float" if recipe["kept_float"] else "no tensor kept float"
     return [
-        f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), {recipe['weight_bits']}-bit weights per channel, rounded by"
-        f" least squares with bias correction; {kept}.",
+        f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), {recipe['weight_bits']}-bit weights per channel,"
+        f" rounded by least squares with bias correction; {kept}.",
         f"- Calibrated on {report['photos']['calibration']} photos, tuned on {report['photos']['tuning']};"
         f" steps left in float: {', '.join(recipe['float_steps']) or 'none'}.",
     ]

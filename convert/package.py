@@ -47,20 +47,21 @@ def staged(target: Path) -> Iterator[Path]:
     existing = next(parent for parent in target.parents if parent.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    old = folder.with_name(f"{folder.name}-old")
     try:
         yield folder
         for file in (*folder.iterdir(), folder):
             sync(file)
         folder.chmod(0o755)
         if target.exists():
-            old = folder.with_name(folder.name + "-old")
             target.rename(old)
-            folder.rename(target)
-            shutil.rmtree(old)
-        else:
-            folder.rename(target)
+        folder.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         sync(target.parent)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         remove_empty(target.parent, existing)
         raise

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ LIMITS = Limits(max_bytes=64_000_000, max_pixels=100_000_000)
 BATCH = 8
 LEAST_CALIBRATION, LEAST_EVALUATION = 16, 16
 FOLDERS = ("training", "validation", "evaluation")
-NUMBERED = re.compile(r"(\d+)_")
+NUMBERED = re.compile(r"(\d{1,4})_")  # not the dates that cameras write
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,58 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
         raise ConvertError(f"no images folder {images}: give one with --images")
     given = read_labels(labels_file, classes) if labels_file else None
     folders = [images / name for name in FOLDERS]
-    if all(folder.is_dir() for folder in folders):
+    present = [folder.name for folder in folders if folder.is_dir()]
+    if len(present) == len(FOLDERS):
         split = "the folders training, validation and evaluation"
-        names = class_names(folders[0], given)
+        names = class_names(folders, given)
         parts = [shuffled(read_folder(folder, names, classes)) for folder in folders]
+    elif present:
+        raise ConvertError(
+            f"{images} holds {' and '.join(present)}, but a split needs {', '.join(FOLDERS)}: add the rest"
+        )
     else:
         split = "a fixed hash of the file name: 60 % calibration, 20 % tuning, 20 % evaluation"
-        names = class_names(images, given)
+        names = class_names([images], given)
         everything = shuffled(read_folder(images, names, classes))
         parts = [[p for p in everything if share(p) in shares] for shares in (range(60), range(60, 80), range(80, 100))]
     if names and len(names) != classes:
         raise ConvertError(
-            f"{images} has {len(names)} class folders, the model {classes} outputs: name all {classes} with --labels FILE"
+            f"{images} has {len(names)} class folders, the model {classes} outputs: name them all with --labels FILE"
         )
-    check_counts(parts, images)
+    fitted, tuning, evaluation = parts
+    twin = twin_of(evaluation)
+    fitted = list(islice((photo for photo in fitted if not twin(photo)), calibration))
+    tuning = [photo for photo in tuning if not twin(photo)]
+    check_counts((fitted, tuning, evaluation), images)
     labels = given or names or tuple(str(index) for index in range(classes))
-    return Photos(tuple(parts[0][:calibration]), tuple(parts[1]), tuple(parts[2]), split, labels)
+    return Photos(tuple(fitted), tuple(tuning), tuple(evaluation), split, labels)
+
+
+def twin_of(photos: Sequence[Photo]) -> Callable[[Photo], bool]:
+    """Tells whether a photo's bytes are among these photos' too, whatever its name: data sets hold copies."""
+    by_size: dict[int, list[Path]] = {}
+    for photo in photos:
+        by_size.setdefault(photo.path.stat().st_size, []).append(photo.path)
+    digests: dict[int, set[bytes]] = {}
+
+    def twin(photo: Photo) -> bool:
+        size = photo.path.stat().st_size
+        if size not in digests:
+            digests[size] = {digest(path) for path in by_size.get(size, ())}
+        return bool(digests[size]) and digest(photo.path) in digests[size]
+
+    return twin
+
+
+def digest(path: Path) -> bytes:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     """Names of the classes in the order of the model's output: a JSON list, or a line a class."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         names = (
             json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
         )
@@ -92,9 +123,10 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def class_names(folder: Path, given: tuple[str, ...] | None) -> tuple[str, ...]:
+def class_names(folders: Sequence[Path], given: tuple[str, ...] | None) -> tuple[str, ...]:
     """Names of the class folders in the order of the model's output: the labels file's, else sorted as Keras does."""
-    found = tuple(sorted(child.name for child in folder.iterdir() if child.is_dir()))
+    children = [child for folder in folders for child in folder.iterdir() if child.is_dir()]
+    found = tuple(sorted({child.name for child in children if not child.name.startswith(".")}))
     if given and (unknown := set(found) - set(given)):
         raise ConvertError(f"class folder {min(unknown)!r} is not in the labels file: its names are {', '.join(given)}")
     return given if given and found else found
@@ -106,9 +138,15 @@ def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]
         places = [(folder / name, index) for index, name in enumerate(names) if (folder / name).is_dir()]
         return [Photo(path, index) for place, index in places for path in files(place)]
     found = files(folder)
-    numbers = [int(match[1]) if (match := NUMBERED.match(path.name)) else None for path in found]
-    known = all(number is not None and number < classes for number in numbers)
-    return [Photo(path, number if known else None) for path, number in zip(found, numbers, strict=True)]
+    numbers = [int(match[1]) for path in found if (match := NUMBERED.match(path.name))]
+    if len(numbers) < len(found):
+        return [Photo(path, None) for path in found]
+    if max(numbers, default=0) >= classes:
+        raise ConvertError(
+            f"{found[numbers.index(max(numbers))]} is named as of class {max(numbers)}, the model's are 0 to"
+            f" {classes - 1}: give the photos of this model, or rename files whose number is no class"
+        )
+    return [Photo(path, number) for path, number in zip(found, numbers, strict=True)]
 
 
 def files(folder: Path) -> list[Path]:
@@ -164,7 +202,4 @@ def labels_of(photos: Sequence[Photo]) -> NDArray[np.int64] | None:
 
 def fingerprint(photos: Sequence[Photo]) -> str:
     """SHA-256 over the photos' contents in order: which data this was."""
-    digest = hashlib.sha256()
-    for photo in photos:
-        digest.update(hashlib.sha256(photo.path.read_bytes()).digest())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(digest(photo.path) for photo in photos)).hexdigest()

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Draws a bar a stage, or nothing where standard error is no terminal and `always` is not set."""
+    """Draws a bar a stage, or nothing where it is `quiet`."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet

@@ -18,9 +18,14 @@ from convert.errors import ConvertError
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-# Operations that reach files or run Python: a SavedModel that holds one is code, not only weights.
+# Operations that reach files or run Python: a SavedModel that holds one is code, not only weights. (SaveV2 and
+# RestoreV2 are in every SavedModel.)
 UNSAFE_OPS = {
-    "EagerPyFunc", "PyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "MatchingFiles", "Save", "LoadDataset"
+    "DebugIdentity", "DebugIdentityV2", "DebugNumericSummaryV2", "EagerPyFunc", "FixedLengthRecordDataset",
+    "FixedLengthRecordDatasetV2", "ImmutableConst", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2",
+    "LoadDataset", "MatchingFiles", "MatchingFilesDataset", "PrintV2", "PyFunc", "PyFuncStateless", "ReadFile",
+    "Save", "SaveDataset", "SaveDatasetV2", "SaveSlices", "TFRecordDataset", "TFRecordDatasetV2", "TextLineDataset",
+    "WholeFileReader", "WholeFileReaderV2", "WriteFile",
 }  # fmt: skip
 
 
@@ -40,7 +45,10 @@ class Source:
 
     def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The source framework's own answers: the reference for parity."""
-        return np.asarray(self.call(images), np.float32)
+        try:
+            return np.asarray(self.call(images)).astype(np.float32)
+        except Exception as error:  # whatever the layers raise
+            raise ConvertError(f"{self.path} does not run on {images.shape[1:]} images: {first_line(error)}") from None
 
 
 def open_source(path: Path, *, trust: bool) -> Source:
@@ -79,8 +87,14 @@ def open_keras(path: Path, *, trust: bool) -> Source:
         model = keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
         raise ConvertError(f"{path} cannot be loaded by Keras {keras.__version__}: {first_line(error)}") from None
-    model = in_float32(model)
-    height, width, classes = check_shapes(path, model.inputs, model.outputs)
+    try:
+        model = in_float32(model)
+    except Exception as error:  # whatever rebuilding a model from its configuration meets
+        raise ConvertError(
+            f"{path} computes in half precision and cannot be rebuilt in float32 ({first_line(error)}): save it"
+            " with the dtype policy float32"
+        ) from None
+    height, width, classes = check_shapes(path, getattr(model, "inputs", None), getattr(model, "outputs", None))
 
     def call(images: Any) -> Any:
         return model(images, training=False)
@@ -126,8 +140,9 @@ def refuse_code(config: Any) -> None:
         foreign = module.split(".")[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
         if code or foreign:
             raise ConvertError(
-                f"layer {name!r} ({class_name}) runs code of its own, which is not loaded from model files: use built-in"
-                " layers instead (Rescaling, for instance), or give --trust-source if you know where the file is from"
+                f"layer {name!r} ({class_name}) runs code of its own, which is not loaded from model files: use"
+                " built-in layers instead (Rescaling, for instance), or give --trust-source if you know where the file"
+                " is from"
             )
 
 
@@ -153,11 +168,13 @@ def without_half(config: Any) -> Any:
 
 def check_shapes(path: Path, inputs: Any, outputs: Any) -> tuple[int, int, int]:
     """height, width and classes of an image classifier."""
+    if not inputs or not outputs:
+        raise ConvertError(f"{path} has no defined input: give it an Input layer with the image size and save it again")
     if len(inputs) != 1 or len(outputs) != 1:
         raise ConvertError(
             f"{path} has {len(inputs)} inputs and {len(outputs)} outputs: an image classifier has one each"
         )
-    entry, result = tuple(inputs[0].shape), tuple(outputs[0].shape)
+    entry, result = shape_of(inputs[0]), shape_of(outputs[0])
     if len(entry) != 4 or entry[3] != 3:
         raise ConvertError(
             f"{path} takes {entry}, not [N, height, width, 3]: only colour images, channels last, are served"
@@ -167,6 +184,11 @@ def check_shapes(path: Path, inputs: Any, outputs: Any) -> tuple[int, int, int]:
     if len(result) != 2 or result[1] is None or result[1] < 2:
         raise ConvertError(f"{path} gives {result}, not [N, classes] with 2 classes or more: it is no image classifier")
     return int(entry[1]), int(entry[2]), int(result[1])
+
+
+def shape_of(tensor: Any) -> tuple[int | None, ...]:
+    """A tensor's shape; empty where not even the number of axes is known."""
+    return () if getattr(tensor.shape, "rank", 0) is None else tuple(tensor.shape)
 
 
 def open_saved_model(path: Path, *, trust: bool) -> Source:
@@ -186,11 +208,11 @@ def open_saved_model(path: Path, *, trust: bool) -> Source:
     if signature is None:
         raise ConvertError(f"{path} has no serving_default signature: export it with model.export(folder)")
     _, arguments = signature.structured_input_signature
-    name = next(iter(arguments), "")
     height, width, classes = check_shapes(path, list(arguments.values()), list(signature.structured_outputs.values()))
+    ((name, spec),) = arguments.items()
 
     def call(images: Any) -> Any:
-        found = signature(**{name: tf.convert_to_tensor(images)})
+        found = signature(**{name: tf.cast(images, spec.dtype)})
         return next(iter(found.values()))
 
     call.loaded = loaded  # type: ignore[attr-defined]  # the variables live as long as this object does
@@ -204,8 +226,7 @@ def refuse_unsafe_ops(path: Path) -> None:
     stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     for meta in stored.meta_graphs:
         nodes = [*meta.graph_def.node, *(n for f in meta.graph_def.library.function for n in f.node_def)]
-        reachable = [n for n in nodes if not n.name.startswith(("save/", "SaveV2", "RestoreV2"))]
-        for node in reachable:
+        for node in nodes:
             if node.op in UNSAFE_OPS:
                 raise ConvertError(
                     f"{path}: node {node.name!r} ({node.op}) reaches files or runs Python: remove it, or give"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from service.cpu import cores
 from service.model import open_session
 
+CALLS = 1000  # enough of one measurement, however short they are
 NEAR_BEST = 0.95  # of the best throughput: among such plans the lowest latency wins
 
 
@@ -35,7 +36,7 @@ def plans(available: int) -> list[tuple[int, int, int]]:
 
 
 def measure(path: Path, plan: tuple[int, int, int], pixels: NDArray[np.uint8], seconds: float) -> Timed:
-    """Run one plan for about `seconds` after a warm-up, on the given images."""
+    """Run one plan for about `seconds`, or CALLS calls a slot, after a warm-up, on the given images."""
     slots, threads, batch = plan
     engine = open_session(path, threads)
     feed = {"image": np.concatenate([pixels] * (batch // len(pixels) + 1))[:batch]}
@@ -47,10 +48,10 @@ def measure(path: Path, plan: tuple[int, int, int], pixels: NDArray[np.uint8], s
 
     def serve(_: int) -> int:
         done = 0
-        while time.perf_counter() < end:
+        while time.perf_counter() < end and done < CALLS:
             engine.run(None, feed)
-            done += batch
-        return done
+            done += 1
+        return done * batch
 
     start = time.perf_counter()
     with ThreadPoolExecutor(slots) as pool:
@@ -59,10 +60,10 @@ def measure(path: Path, plan: tuple[int, int, int], pixels: NDArray[np.uint8], s
 
 
 def best_of(call: Callable[[], Any], seconds: float) -> float:
-    """Median seconds of a call repeated for about `seconds`, three times at least."""
+    """Median seconds of a call repeated for about `seconds`, three times at least, CALLS times at most."""
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < CALLS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -120,7 +120,7 @@ def on_avx2(path: Path, pixels: NDArray[np.uint8], folder: Path, seconds: int) -
     command = [emulator, "-cpu", "Haswell", os.path.realpath(sys.executable), "-m", "convert.replay", *arguments]
     paths = os.pathsep.join(entry for entry in (str(Path(__file__).parents[1]), *sys.path) if entry)
     try:
-        subprocess.run(
+        subprocess.run(  # noqa: S603  our own interpreter and module
             command, check=True, capture_output=True, timeout=3 * seconds + 120, env={**os.environ, "PYTHONPATH": paths}
         )
     except (subprocess.SubprocessError, OSError) as error:

@@ -1,0 +1,77 @@
+"""Shapes that an exported graph computes at run time (Flatten and Reshape layers) become constants.
+
+The batch size is the only thing they can depend on, and Reshape has a constant for it: -1. What is left computes with
+float tensors only, which is what quantisation can walk through.
+"""
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper
+
+from convert.errors import ConvertError
+from convert.graph import Array, add_constant, session, tidy
+
+INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+BATCHES = (1, 3)
+
+
+def constant_shapes(model: ModelProto) -> ModelProto:
+    """Replace integer tensors by constants, in place. `model` takes `image` uint8 `[N, H, W, 3]`.
+
+    Raises:
+        ConvertError: one of them depends on the pixels, or on the batch size in another way than a Reshape can.
+    """
+    typed = onnx.shape_inference.infer_shapes(model)
+    made = {name: node for node in model.graph.node for name in node.output}
+    names = [v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type in INTEGERS and v.name in made]
+    if not names:
+        return model
+    values = computed(model, names)
+    for node in list(model.graph.node):
+        for place, name in enumerate(node.input):
+            if name in values and not set(node.output) <= values.keys():
+                constant = constant_of(*values[name], reshape=node.op_type == "Reshape" and place == 1)
+                if constant is None:
+                    raise ConvertError(
+                        f"node {node.name!r} ({node.op_type}) takes sizes computed at run time: give the layers of the"
+                        " source fixed shapes"
+                    )
+                node.input[place] = add_constant(model, f"{name}_of_{node.name}", constant)
+    prune(model)
+    return tidy(model)
+
+
+def computed(model: ModelProto, names: list[str]) -> dict[str, list[Array]]:
+    """Values of the named tensors for a black image and for a batch of random ones."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    engine, rng = session(copy, 1), np.random.default_rng(0)
+    _, height, width, colours = engine.get_inputs()[0].shape
+    found: list[list[Array]] = []
+    for batch, top in zip(BATCHES, (1, 256), strict=True):
+        images = rng.integers(0, top, (batch, height, width, colours)).astype(np.uint8)
+        found.append(engine.run(names, {"image": images}))
+    return {name: list(pair) for name, *pair in zip(names, *found, strict=True)}
+
+
+def constant_of(one: Array, many: Array, *, reshape: bool) -> Array | None:
+    """The constant that stands for both values: equal, or differing by the batch size in one entry of a shape."""
+    if np.array_equal(one, many):
+        return one
+    if not reshape or one.shape != many.shape:
+        return None
+    follows = one != many
+    batch_axis = follows.sum() == 1 and np.array_equal(one[follows] * BATCHES[1], many[follows] * BATCHES[0])
+    return np.where(follows, -1, one) if batch_axis else None
+
+
+def prune(model: ModelProto) -> None:
+    """Remove nodes whose results nobody reads."""
+    wanted, kept = {output.name for output in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))

@@ -1,0 +1,116 @@
+"""Photos and small trained models, made once; TensorFlow is imported once."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert import pipeline
+from convert.__main__ import main
+from tests.convert import sources
+
+# Set by convert.source too, but a test may import TensorFlow first.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+@pytest.fixture(scope="session")
+def keras() -> Any:
+    import keras  # noqa: PLC0415  takes seconds: only where a model is built
+
+    return keras
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 training, 32 validation and 40 evaluation photos in class folders."""
+    return sources.write_splits(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def saved(keras: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small.keras`: the trained Functional model, pixels 0 to 1."""
+    path = tmp_path_factory.mktemp("sources") / "small.keras"
+    sources.trained(keras).save(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a user of the command sees, progress bars left out."""
+
+    status: int
+    out: str
+    err: str
+    package: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.package / "report.json").read_text(encoding="utf-8"))
+        return found
+
+
+@pytest.fixture
+def plain_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATH without qemu-x86_64: the replay on another CPU has tests of its own."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files, so that a test can see what stays."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def convert(
+    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str], plain_path: None, scratch: Path
+) -> Callable[..., Outcome]:
+    """Runs the command in this process: `convert(source, *options)`; photos and package folder are given."""
+
+    def run(source: Path, *options: str, images: Path = photos) -> Outcome:
+        words = [str(source), "--name", "small", "--images", str(images), "--models", str(tmp_path / "models"), *options]
+        capfd.readouterr()
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return Outcome(status, out, without_bars(err), tmp_path / "models" / "small" / "1")
+
+    return run
+
+
+def without_bars(text: str) -> str:
+    """Standard error less the progress bars."""
+    lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
+    return "\n".join(line for line in lines if not re.search(r"\d+ % \|.*elapsed", line))
+
+
+@pytest.fixture
+def always_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict is not left to the clock: networks of microseconds gain nothing from int8."""
+    monkeypatch.setattr(pipeline, "FASTER", 0.0)
+
+
+# Warnings that TensorFlow, Keras and tf2onnx cause themselves; all others fail a test.
+FOREIGN_WARNINGS = (
+    # Keras 3.15 with numpy 2.4: np.array(variable)
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hooks of a folder's conftest see all items: only those below it are marked."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for rule in FOREIGN_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(rule))

@@ -1,0 +1,90 @@
+"""Every kind of source becomes a package that the service loads and answers with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert.verify import percent
+from service.model import Model
+from service.repository import open_repository
+from service.settings import Settings
+from tests.convert import sources
+from tests.convert.conftest import Outcome
+
+Convert = Callable[..., Outcome]
+
+
+def save_keras(model: Any, folder: Path) -> Path:
+    model.save(folder / "source.keras")
+    return folder / "source.keras"
+
+
+def save_h5(model: Any, folder: Path) -> Path:
+    """Keras 2's format."""
+    model.save(folder / "source.h5")
+    return folder / "source.h5"
+
+
+def export(model: Any, folder: Path) -> Path:
+    """Keras 3's SavedModel."""
+    model.export(folder / "source", format="tf_saved_model", verbose=False)
+    return folder / "source"
+
+
+def save_tensorflow(model: Any, folder: Path) -> Path:
+    """TensorFlow's own SavedModel."""
+    import tensorflow as tf  # noqa: PLC0415
+
+    tf.saved_model.save(model, str(folder / "source"))
+    return folder / "source"
+
+
+CASES = {
+    "functional": (sources.functional, save_keras, {}),
+    "sequential": (sources.sequential, save_keras, {}),
+    "nested": (sources.nested, save_keras, {}),
+    "h5 functional": (sources.functional, save_h5, {}),
+    "h5 sequential": (sources.sequential, save_h5, {}),
+    "h5 nested": (sources.nested, save_h5, {}),
+    "exported": (sources.functional, export, {}),
+    "saved_model.save": (sources.sequential, save_tensorflow, {}),
+    "mixed_float16": (sources.functional, save_keras, {"dtype": "mixed_float16"}),
+    "float16": (sources.functional, save_h5, {"dtype": "float16"}),
+    "bfloat16": (sources.functional, save_keras, {"dtype": "bfloat16"}),
+    "exported mixed_float16": (sources.functional, export, {"dtype": "mixed_float16"}),
+    "exported bfloat16": (sources.functional, export, {"dtype": "mixed_bfloat16"}),
+    "logits": (sources.functional, save_keras, {"last": None}),
+}
+
+
+@pytest.mark.usefixtures("always_int8")
+@pytest.mark.parametrize("case", CASES)
+def test_a_source_becomes_a_package_that_serves(case: str, keras: Any, convert: Convert, tmp_path: Path) -> None:
+    build, save, options = CASES[case]
+    source = save(sources.trained(keras, build, **options), tmp_path)
+
+    outcome = convert(source)
+
+    assert (outcome.status, outcome.err) == (0, "")
+    served = Model(outcome.package / "model.onnx", 1)
+    labels = np.arange(40) % 4
+    images = np.stack([sources.picture(label, 500 + seed) for seed, label in enumerate(labels)])
+    answers = served.infer(images)
+    assert np.allclose(answers.sum(1), 1, atol=1e-3)
+    assert percent(answers.argmax(1) == labels) > 90
+    assert served.metadata.labels == sources.CLASSES
+    half_saved_model = case in {"exported mixed_float16", "exported bfloat16"}
+    assert outcome.report["parity"]["limit"] == (0.05 if half_saved_model else 1e-4)
+    assert outcome.report["parity"]["max_dp"] < outcome.report["parity"]["limit"]
+
+
+@pytest.mark.usefixtures("always_int8")
+def test_the_service_opens_the_package_and_reproduces_its_golden_set(saved: Path, convert: Convert) -> None:
+    outcome = convert(saved)
+    served = open_repository(Settings(models_dir=str(outcome.package.parents[1]))).find("small")
+    assert (served.package.version, served.model.metadata.verdict) == (1, "int8")
+    assert served.golden_drift is not None
+    assert served.golden_drift < 0.05
