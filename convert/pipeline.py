@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convert import card, golden, package, photos, timing, verify
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
-from convert.export import PARITY, export
+from convert.export import export
 from convert.optimise import prepare
 from convert.photos import Photos
 from convert.progress import Progress
@@ -86,9 +86,9 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[Source, Co
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
         check_input_range(source, found, contract, options.input_range)
         tick()
-        worst = export(source, pixels, RANGES[options.input_range], target)
+        worst, limit = export(source, pixels, RANGES[options.input_range], target)
         tick()
-    return source, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": PARITY}
+    return source, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": limit}
 
 
 def check_input_range(source: Source, found: Photos, contract: Contract, given: str) -> None:
