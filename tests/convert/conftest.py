@@ -77,7 +77,16 @@ def convert(
     """Runs the command in this process: `convert(source, *options)`; photos and package folder are given."""
 
     def run(source: Path, *options: str, images: Path = photos) -> Outcome:
-        words = [str(source), "--name", "small", "--images", str(images), "--models", str(tmp_path / "models"), *options]
+        words = [
+            str(source),
+            "--name",
+            "small",
+            "--images",
+            str(images),
+            "--models",
+            str(tmp_path / "models"),
+            *options,
+        ]
         capfd.readouterr()
         try:
             status = main(words)

@@ -1,0 +1,148 @@
+"""Graph rewrites change no answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from convert.graph import Array, tidy
+from convert.optimise import affine_to_depthwise, fold_input, prepare
+from tests.convert.graphs import graph, normal, operators, pictures, run
+
+node = helper.make_node
+
+
+def entered(chain: Sequence[NodeProto], constants: dict[str, Array], *, group: int = 1, pads: int = 0) -> ModelProto:
+    """Pixels, cast, through `chain` (from `p` to `x`), into a convolution."""
+    weight = normal(6, 3 // group, 3, 3)
+    nodes = [
+        node("Cast", ["image"], ["p"], to=TensorProto.FLOAT),
+        *chain,
+        node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w", "b"], ["probabilities"], group=group, pads=[pads] * 4, strides=[2, 2]),
+    ]
+    return graph(nodes, {"w": weight, "b": normal(6, seed=1), **constants}, [12, 12, 3], pixels=True)
+
+
+def scalar(value: float) -> Array:
+    return np.array(value, np.float32)
+
+
+def colours(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+CHAINS: dict[str, tuple[list[NodeProto], dict[str, Array]]] = {
+    "0 to 1": ([node("Mul", ["p", "s"], ["x"])], {"s": scalar(1 / 255)}),
+    "-1 to 1": (
+        [node("Mul", ["p", "s"], ["q"]), node("Sub", ["q", "o"], ["x"])],
+        {"s": scalar(2 / 255), "o": scalar(1)},
+    ),
+    "divided": (
+        [node("Div", ["p", "s"], ["q"]), node("Add", ["o", "q"], ["x"])],
+        {"s": scalar(127.5), "o": scalar(-1)},
+    ),
+    "mean and deviation a colour": (
+        [node("Mul", ["s", "p"], ["q"]), node("Sub", ["q", "m"], ["r"]), node("Div", ["r", "d"], ["x"])],
+        {
+            "s": scalar(1 / 255),
+            "m": colours(0.485, 0.456, 0.406),
+            "d": colours(0.229, 0.224, 0.225).reshape(1, 1, 1, 3),
+        },
+    ),
+    "Caffe's means": ([node("Sub", ["p", "m"], ["x"])], {"m": colours(103.939, 116.779, 123.68)}),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_normalisation_disappears_into_the_first_convolution(chain: str) -> None:
+    model = entered(*CHAINS[chain])
+    image = pictures()
+    expected = run(model, image)[0]
+    folded = prepare(model)
+    assert folded.entry is not None
+    assert operators(folded.model) == ["Transpose", "Conv"]
+    found = run(folded.model, folded.entry.dequantise(image))[0]
+    assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
+    assert operators(model)[0] == "Cast"  # the model given is left as it is
+
+
+def test_half_a_level_at_the_padded_border_is_all_that_changes() -> None:
+    model = entered(*CHAINS["-1 to 1"], pads=1)
+    image = pictures()
+    folded = prepare(model)
+    assert folded.entry is not None
+    found, expected = run(folded.model, folded.entry.dequantise(image))[0], run(model, image)[0]
+    assert np.abs(found - expected)[:, :, 1:-1, 1:-1].max() < 1e-4
+    border = np.abs(run(model, image)[0] - found).max()
+    assert border <= 1 / 255 * np.abs(normal(6, 3, 3, 3)).sum((1, 2, 3)).max() + 1e-4
+
+
+UNFOLDABLE: dict[str, Any] = {
+    "negative scale": ([node("Mul", ["p", "s"], ["x"])], {"s": scalar(-1 / 255)}),
+    "divisor": ([node("Div", ["s", "p"], ["x"])], {"s": scalar(255)}),
+    "a constant for every pixel": ([node("Sub", ["p", "m"], ["x"])], {"m": normal(1, 12, 12, 3)}),
+    "colours turned round": (
+        [node("Gather", ["p", "order"], ["q"], axis=3), node("Mul", ["q", "s"], ["x"])],
+        {"order": np.array([2, 1, 0]), "s": scalar(1 / 255)},
+    ),
+}
+
+
+@pytest.mark.parametrize("chain", UNFOLDABLE)
+def test_what_cannot_be_folded_is_left_alone(chain: str) -> None:
+    model = entered(*UNFOLDABLE[chain])
+    image = pictures()
+    folded = prepare(model)
+    assert folded.entry is None
+    assert np.array_equal(run(folded.model, image)[0], run(model, image)[0], equal_nan=True)
+
+
+def test_a_grouped_first_convolution_is_not_folded() -> None:
+    assert fold_input(entered(*CHAINS["0 to 1"], group=3)) is None
+
+
+def test_pixels_read_twice_are_not_folded() -> None:
+    model = entered(*CHAINS["0 to 1"])
+    model.graph.node.append(node("ReduceMean", ["p"], ["other"], "second"))
+    assert fold_input(model) is None
+
+
+def batch_norm(shape: Sequence[int], following: str = "Add") -> ModelProto:
+    nodes = [
+        node("Conv", ["image", "w"], ["c"]),
+        node("Mul", ["c", "a"], ["m"]),
+        node(following, ["b", "m"], ["n"]),
+        node("Relu", ["n"], ["r"]),
+        node("Add", ["r", "c"], ["probabilities"]),
+    ]
+    constants = {"w": normal(5, 3, 1, 1), "a": normal(*shape, seed=1), "b": normal(*shape, seed=2)}
+    return graph(nodes, constants, [3, 6, 6])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 1, 1), (5, 1, 1)])
+def test_a_pre_activation_batch_norm_becomes_a_depthwise_convolution(shape: tuple[int, ...]) -> None:
+    model, image = batch_norm(shape), normal(2, 3, 6, 6)
+    expected = run(model, image)[0]
+    affine_to_depthwise(model)
+    assert operators(model) == ["Conv", "Conv", "Relu", "Add"]
+    assert np.abs(run(model, image)[0] - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("shape", "following"), [((1,), "Add"), ((1, 5, 6, 6), "Add"), ((1, 5, 1, 1), "Sub")])
+def test_other_products_are_left_alone(shape: tuple[int, ...], following: str) -> None:
+    model = batch_norm(shape, following)
+    affine_to_depthwise(model)
+    assert "Mul" in operators(model)
+
+
+def test_tidy_names_depend_on_the_graph_alone() -> None:
+    one, other = batch_norm((5, 1, 1)), batch_norm((5, 1, 1))
+    for place, name in enumerate(other.graph.node[0].output):
+        other.graph.node[0].output[place] = f"another/{name}"
+    other.graph.node[1].input[0] = other.graph.node[4].input[1] = "another/c"
+    other.graph.initializer[0].name = other.graph.node[0].input[1] = "weights:0"
+    other.graph.initializer.append(helper.make_tensor("unread", TensorProto.FLOAT, [1], [1.0]))
+    assert tidy(one).SerializeToString() == tidy(other).SerializeToString()

@@ -1,0 +1,182 @@
+"""Weight rounding against brute force on small layers."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from convert.rounding import (
+    LIMIT,
+    PAIR,
+    Moments,
+    allowed,
+    loss,
+    pairs_of,
+    refine,
+    round_columns,
+    round_layer,
+    scales,
+    search_codes,
+)
+
+Array = NDArray[np.float64]
+
+
+def layer(seed: int, rows: int, width: int) -> tuple[Array, Array]:
+    """Weights `[rows, width]` and a covariance `[width, width]` of correlated inputs."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(width, width)) + 1.5
+    return rng.normal(size=(rows, width)), mixing @ mixing.T / width + 0.05 * np.eye(width)
+
+
+def plain(w: Array, scale: Array) -> Array:
+    """Each weight rounded by itself."""
+    return np.clip(np.rint(w / scale[:, None]), -LIMIT, LIMIT)
+
+
+def lost(w: Array, h: Array, scale: Array, codes: Array) -> Array:
+    return loss(w[None], h[None], scale[None], codes[None])[0]
+
+
+def brute_force(w: Array, h: Array, scale: float, reach: int) -> float:
+    """The least loss of any codes within `reach` of the weights."""
+    middle = np.rint(w / scale)
+    offsets = np.array(list(product(range(-reach, reach + 1), repeat=len(w))))
+    e = w - (middle + offsets) * scale
+    return float(np.einsum("nk,kl,nl->n", e, h, e).min())
+
+
+def test_the_search_finds_the_best_codes_of_four_weight_kernels() -> None:
+    shares = []
+    for seed in range(8):
+        w, h = layer(seed, 5, 4)
+        scale = np.full(5, 0.11)
+        start = round_columns(w, h, scale, None)[None]
+        found = search_codes(w[None], h[None], scale[None], start, None)[0]
+        best = np.array([brute_force(row, h, 0.11, 4) for row in w])
+        shares += (lost(w, h, scale, found) / best).tolist()
+    assert min(shares) > 1 - 1e-9
+    assert np.mean(np.array(shares) < 1 + 1e-9) >= 0.9  # a descent of single and paired steps may miss one
+    assert np.mean(shares) < 1.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("width", [9, 40, 200])  # within one block of columns, and over two
+def test_rounding_by_columns_loses_less_than_rounding_each_weight(seed: int, width: int) -> None:
+    w, h = layer(seed, 8, width)
+    scale = np.abs(w).max(1) / 30
+    found = round_columns(w, h, scale, None)
+    assert lost(w, h, scale, found).sum() < 0.7 * lost(w, h, scale, plain(w, scale)).sum()
+    assert np.array_equal(found, np.rint(found))
+
+
+def test_inputs_without_correlation_leave_nothing_to_gain() -> None:
+    w, _ = layer(0, 6, 12)
+    scale = np.abs(w).max(1) / 30
+    assert np.array_equal(round_columns(w, np.eye(12), scale, None), plain(w, scale))
+
+
+@pytest.mark.parametrize("width", [8, 41])
+def test_codes_of_a_pair_stay_within_what_sixteen_bits_hold(width: int) -> None:
+    w, h = layer(3, 16, width)
+    w[:, :4] = np.abs(w[:, :4]) + 2  # neighbours of one sign, all at the limit
+    pairs = pairs_of(np.arange(width))
+    scale = scales(w[None], h[None], pairs)[0]
+    codes = round_columns(w, h, scale, pairs)
+    refined = refine(w, h, scale, codes.copy(), pairs)
+    for found in (codes, refined):
+        a, b = found[:, pairs[:, 0]], found[:, pairs[:, 1]]
+        assert np.abs(found).max() <= LIMIT
+        assert np.abs(np.where(a * b > 0, a + b, 0)).max() <= PAIR
+    assert np.abs(codes[:, 0] + codes[:, 1]).max() > 100  # the limit was near: the test tests something
+
+
+def test_refinement_never_loses() -> None:
+    w, h = layer(5, 12, 60)
+    scale = np.abs(w).max(1) / 12
+    start = plain(w, scale)
+    found = refine(w, h, scale, start.copy(), None)
+    assert (lost(w, h, scale, found) <= lost(w, h, scale, start) + 1e-9).all()
+    assert lost(w, h, scale, found).sum() < 0.9 * lost(w, h, scale, start).sum()
+
+
+def test_allowed_counts_pairs_of_one_sign_only() -> None:
+    codes = np.array(
+        [[127, 1, 0, 0], [127, 2, 0, 0], [127, -127, 0, 0], [-100, -29, 0, 0], [128, -1, 0, 0], [0, 100, 100, 0]]
+    )
+    assert allowed(codes, pairs_of(np.arange(4))).tolist() == [True, False, True, False, False, True]
+    assert allowed(codes, None).tolist() == [True, True, True, True, False, True]
+
+
+def test_moments_are_those_of_all_patches_together() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 1, (3, 90, 5)).astype(np.float32)
+    z = (x + rng.normal(0, 0.1, x.shape)).astype(np.float32)
+    moments = Moments(3)
+    for part in range(0, 90, 30):
+        moments.add(x[:, part : part + 30], z[:, part : part + 30])
+    mx, mz, h, c = moments.damped()
+    for group in range(3):
+        assert mx[group] == pytest.approx(x[group].mean(0), abs=1e-4)
+        assert mz[group] == pytest.approx(z[group].mean(0), abs=1e-4)
+        both = np.cov(x[group].T, z[group].T, bias=True)
+        damping = 0.01 * np.diag(both[5:, 5:]).mean() * np.eye(5)
+        assert h[group] == pytest.approx(both[5:, 5:] + damping, abs=1e-4)
+        assert c[group] == pytest.approx(both[:5, 5:] + damping, abs=1e-4)
+
+
+def patches(groups: int, positions: int, width: int) -> Array:
+    rng = np.random.default_rng(1)
+    common = rng.gamma(2, 1, (groups, positions, 1))
+    return (common + rng.gamma(1, 0.5, (groups, positions, width))).astype(np.float32)
+
+
+@pytest.mark.parametrize(("groups", "rows", "width"), [(1, 8, 27), (1, 6, 9), (16, 1, 9)])
+@pytest.mark.parametrize("bits", [7, 8])
+def test_a_rounded_layer_answers_nearer_than_one_rounded_weight_by_weight(
+    groups: int, rows: int, width: int, bits: int
+) -> None:
+    rng = np.random.default_rng(2)
+    x = patches(groups, 4000, width)
+    weight, bias = rng.normal(size=(groups * rows, width)).astype("f"), rng.normal(size=groups * rows).astype("f")
+    moments = Moments(groups)
+    moments.add(x, x)
+    found = round_layer(weight, bias, moments, bits, np.arange(width))
+    assert (found.codes.dtype, found.codes.shape) == (np.int8, weight.shape)
+
+    def outputs(w: Array, b: Array) -> Array:
+        return np.concatenate([x[g] @ part.T for g, part in enumerate(np.split(w, groups))], 1) + b
+
+    limit = 127 if bits == 8 else 63
+    step = np.abs(weight).max(1, keepdims=True) / limit
+    nearest = outputs(np.rint(weight / step) * step, bias)
+    exact, ours = outputs(weight, bias), outputs(found.codes * found.scale[:, None], found.bias)
+    assert np.square(ours - exact).mean() < 0.5 * np.square(nearest - exact).mean()
+    assert (ours - exact).mean(0) == pytest.approx(np.zeros(groups * rows), abs=1e-3)  # no bias is left
+
+
+def test_errors_of_the_layers_before_are_made_good() -> None:
+    rng = np.random.default_rng(4)
+    x = patches(1, 5000, 12)
+    z = (0.9 * x + 0.3 + rng.normal(0, 0.05, x.shape)).astype(np.float32)  # too small, and shifted
+    weight, bias = rng.normal(size=(5, 12)).astype("f"), np.zeros(5, np.float32)
+    moments = Moments(1)
+    moments.add(x, z)
+    found = round_layer(weight, bias, moments, 8, np.arange(12))
+    exact = x[0] @ weight.T
+    before = z[0] @ weight.T
+    after = z[0] @ (found.codes * found.scale[:, None]).T + found.bias
+    assert np.square(after - exact).mean() < 0.3 * np.square(before - exact).mean()
+
+
+def test_a_channel_of_zeros_gets_codes_and_a_finite_scale() -> None:
+    moments = Moments(1)
+    moments.add(patches(1, 500, 9), patches(1, 500, 9))
+    weight = np.zeros((3, 9), np.float32)
+    weight[0] = 1
+    found = round_layer(weight, np.array([1, 2, 3], np.float32), moments, 7, np.arange(9))
+    assert not found.codes[1:].any()
+    assert np.isfinite(found.scale).all()
+    assert (found.scale > 0).all()
+    assert found.bias[1:] == pytest.approx([2, 3])
