@@ -92,7 +92,21 @@ def by_function(source: Source, target: Path) -> None:
 
     spec = [tf.TensorSpec([None, source.height, source.width, 3], tf.float32, name="image")]
     function = tf.function(source.call, input_signature=spec)
-    tf2onnx.convert.from_function(function, input_signature=spec, opset=OPSET, output_path=str(target))
+    tf.config.run_functions_eagerly(
+        True
+    )  # grouped convolutions are functions of their own, compiled by XLA: inline them
+    try:
+        captures = function.get_concrete_function().graph.captures
+    finally:
+        tf.config.run_functions_eagerly(False)
+    model, _ = tf2onnx.convert.from_function(function, input_signature=spec, opset=OPSET)
+    constants = {inner.name: outer.numpy() for outer, inner in captures if outer.dtype != tf.resource}
+    inputs = [entry for entry in model.graph.input if entry.name not in constants]
+    for name, value in constants.items():  # tensors that a layer holds (Normalization's mean) come out as inputs
+        add_constant(model, name, value)
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(model, target)
 
 
 def by_keras(source: Source, target: Path) -> None:

@@ -72,7 +72,7 @@ def open_source(path: Path, *, trust: bool) -> Source:
 def quiet() -> None:
     """The libraries' chatter is not for the user."""
     for name in ("tensorflow", "tf2onnx", "absl", "h5py"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def open_keras(path: Path, *, trust: bool) -> Source:

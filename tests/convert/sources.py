@@ -112,3 +112,26 @@ def trained(keras: Any, build: Callable[..., Any] = functional, *, input_range: 
     kernel = np.linalg.solve(x.T @ x + 0.1 * np.eye(x.shape[1]), x.T @ (wanted - wanted.mean(0))) / spread
     head.set_weights([kernel, wanted.mean(0) - mean @ kernel])
     return model
+
+
+def varied(keras: Any, **_: Any) -> Any:
+    """What newer image classifiers are made of: BGR means, padding, Concat, squeeze and excite, swish, grouped and dilated
+    convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a dense hidden layer."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    x = layers.Normalization(axis=-1, mean=[0.485, 0.456, 0.406], variance=[0.052, 0.05, 0.051])(entry)
+    x = layers.ZeroPadding2D(((0, 1), (0, 1)))(x)
+    x = layers.Conv2D(16, 3, strides=2, activation="swish")(x)
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(16, 1, activation="sigmoid")(layers.Conv2D(4, 1, activation="relu")(pooled))
+    x = layers.Multiply()([x, gate])
+    wide = layers.Conv2D(16, 3, padding="same", dilation_rate=2, groups=4)(x)
+    x = layers.Concatenate()([layers.BatchNormalization()(x), wide, layers.MaxPooling2D(3, 1, padding="same")(x)])
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")(x)
+    x = layers.LeakyReLU()(layers.AveragePooling2D(2)(x))
+    x = layers.LayerNormalization()(x)
+    x = layers.Reshape((64, 96))(x)
+    x = layers.Dropout(0.1)(layers.Flatten()(layers.Permute((2, 1))(x)))
+    x = layers.Dense(24, activation="hard_sigmoid")(x)
+    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
