@@ -1,10 +1,10 @@
 """Give every channel of an activation the same range, so that one u8 scale a tensor is as good as one a channel.
 
 A convolution's output channel may be divided by any s > 0 if what reads it multiplies by s: nothing changes in float,
-but channels of small range are no longer rounded by the step of the largest one. (Cross-layer equalisation: Nagel et al.
-2019, arXiv 1906.04721; here by the ranges of activations, and over whole residual streams, whose tensors share one s a
-channel.) Under a Clip a channel is only ever enlarged, and only as far as its own values stay below the limit: the u8
-tensor then saturates at the channel's own largest value instead of at the limit.
+but channels of small range are no longer rounded by the step of the largest one. (Cross-layer equalisation: Nagel et
+al. 2019, arXiv 1906.04721; here by the ranges of activations, and over whole residual streams, whose tensors share one
+s a channel.) Under a Clip a channel is only ever enlarged, and only as far as its own values stay below the limit: the
+u8 tensor then saturates at the channel's own largest value instead of at the limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +38,8 @@ def equalise(
 ) -> None:
     """Rescale the channels of a prepared graph in place, by their ranges on the given batches of input codes."""
     found = groups(model)
+    if not found:
+        return
     largest = channel_maxima(model, {name for group in found for name in group.tensors}, pixels, entry, tick)
     values = constants(model)
     for group in found:
@@ -128,10 +130,11 @@ def channel_maxima(
     copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
     engine, found = session(copy, 2), dict[str, Array]()
     for batch in pixels:
-        image = entry.dequantise(batch) if entry else batch
-        for name, out in zip(wanted, engine.run(wanted, {model.graph.input[0].name: image}), strict=True):
-            top = np.abs(out).max(axis=(0, *range(2, out.ndim)))
-            found[name] = np.maximum(found.get(name, 0.0), top)
+        for pair in (batch[start : start + 2] for start in range(0, len(batch), 2)):  # all tensors are held at once
+            image = entry.dequantise(pair) if entry else pair
+            for name, out in zip(wanted, engine.run(wanted, {model.graph.input[0].name: image}), strict=True):
+                top = np.abs(out).max(axis=(0, *range(2, out.ndim)))
+                found[name] = np.maximum(found.get(name, 0.0), top)
         tick()
     return found
 

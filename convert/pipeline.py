@@ -48,7 +48,7 @@ class Options:
     resize: str = "bicubic"
     crop: str = "none"
     weight_bits: int = 7
-    calibration: int = 128
+    calibration: int = 512
     gate: Gate = field(default_factory=Gate)
     trust_source: bool = False
     replace: bool = False

@@ -1,5 +1,6 @@
 """Progress bars with an ETA on standard error: one a stage."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,3 +23,8 @@ class Progress:
                 bar.update()
 
             yield tick
+
+    def note(self, text: str) -> None:
+        """A line between the bars."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)

@@ -86,7 +86,11 @@ class Search:
         path = self.save(qdq.write(model, quantisation))
         with self.progress.stage("score on tuning photos", -(-len(self.tuning) // 8)) as tick:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)
-        return Candidate(path, recipe, quantisation, verify.score(self.reference, found, self.tuning))
+        score = verify.score(self.reference, found, self.tuning)
+        self.progress.note(
+            f"{recipe.clip}{kept}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points"
+        )
+        return Candidate(path, recipe, quantisation, score)
 
     def save(self, model: ModelProto) -> Path:
         """Write a model under a new name."""

@@ -2,10 +2,10 @@
 
 For one layer the float network has y = W x + b; the quantised network hands it inputs z (x with the errors of all
 layers before). Wanted are integer codes Q and a bias c that minimise E|s Q z + c - (W x + b)|^2. The best real weights
-are W C H^-1 with H = Cov(z), C = Cov(x, z). They are rounded column by column, each column's error being pushed into the
-columns not yet rounded (OBQ, GPTQ: Frantar et al. 2022, arXiv 2210.17323; with the float network's outputs as targets:
-Li et al. 2025, GPTAQ, arXiv 2504.02692). The mean error leaves through the bias (bias correction: Nagel et al. 2019,
-arXiv 1906.04721). Kernels of few weights (depthwise convolutions) are searched over their codes instead.
+are W C H^-1 with H = Cov(z), C = Cov(x, z). They are rounded column by column, each column's error being pushed into
+the columns not yet rounded (OBQ, GPTQ: Frantar et al. 2022, arXiv 2210.17323; with the float network's outputs as
+targets: Li et al. 2025, GPTAQ, arXiv 2504.02692), and then improved by coordinate descent over the codes. The mean
+error leaves through the bias (bias correction: Nagel et al. 2019, arXiv 1906.04721).
 """
 
 from dataclasses import dataclass, field
@@ -21,6 +21,8 @@ LIMIT = 127  # of a code
 PAIR = 128  # of two neighbouring codes of one sign
 DAMPING = 0.01  # of the mean variance, added to every variance
 SEARCHED = 25  # kernels of up to this many weights (5x5) are searched over their codes
+BIAS_LIMIT = 2.0**30
+SHRINKS = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
 MOST_STEPS = 400  # of one descent
 BLOCK = 128  # columns rounded before the columns behind them are updated
 
@@ -36,23 +38,33 @@ class Moments:
 
     def add(self, x: Array, z: Array) -> None:
         """Take P more positions: x and z `[G, P, K]`."""
-        xt, zt = (a.transpose(0, 2, 1) for a in (x, z))
-        new = [x.sum(1), z.sum(1), zt @ z, xt @ z]
+        new = [x.sum(1), z.sum(1), products(z, z), products(x, z)]
         if self.sums:
-            self.sums = [total + part for total, part in zip(self.sums, new, strict=True)]
+            for total, part in zip(self.sums, new, strict=True):
+                np.add(total, part, out=total)
         else:
             self.sums = [part.astype(np.float64) for part in new]
         self.count += x.shape[1]
 
-    def centred(self) -> tuple[Array, Array, Array, Array]:
-        """mean x `[G, K]`, mean z `[G, K]`, Cov(z) and Cov(x, z) `[G, K, K]`, float64."""
-        mx, mz, zz, xz = (s / self.count for s in self.sums)
-        return (
-            mx,
-            mz,
-            zz - mz[:, :, None] * mz[:, None, :],
-            xz - mx[:, :, None] * mz[:, None, :],
-        )
+    def damped(self) -> tuple[Array, Array, Array, Array]:
+        """mean x `[G, K]`, mean z `[G, K]`, Cov(z) and Cov(x, z) `[G, K, K]`, float64, both with the same constant on
+        their diagonals. Uses the moments up: large kernels' would fill the memory twice."""
+        mx, mz, h, c = self.sums
+        self.sums = []
+        for total in (mx, mz, h, c):
+            total /= self.count
+        h -= mz[:, :, None] * mz[:, None, :]
+        c -= mx[:, :, None] * mz[:, None, :]
+        damping = np.maximum(DAMPING * np.einsum("gii->gi", h).mean(1, keepdims=True), 1e-12)
+        for matrix in (h, c):
+            np.einsum("gii->gi", matrix)[:] += damping
+        return mx, mz, h, c
+
+
+def products(a: Array, b: Array) -> Array:
+    """a^T b of every group. (Of one group by itself: numpy does half the work where a is b.)"""
+    found: Array = (a[0].T @ b[0])[None] if len(a) == 1 else a.transpose(0, 2, 1) @ b
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,21 +76,24 @@ class Rounded:
     bias: Array
 
 
-def round_layer(weight: Array, bias: Array, moments: Moments, bits: int, order: NDArray[np.intp]) -> Rounded:
+def round_layer(
+    weight: Array, bias: Array, moments: Moments, *, bits: int, order: NDArray[np.intp], unit: float
+) -> Rounded:
     """Codes for weight `[O, K]` and bias `[O]`; output channels are split evenly over the groups of `moments`.
 
     `order` `[K]` is the order in which a kernel multiplies the columns. With 7 bits, codes go up to 127 too, but two of
     one sign that VPMADDUBSW adds in 16 bits stay within 128 together, as two 7-bit codes do: 255 * 128 < 2^15. So no
-    x86 CPU saturates, and the step is finer than that of 7 bits a code.
+    x86 CPU saturates, and the step is finer than that of 7 bits a code. `unit` is the scale of the layer's input: the
+    bias is stored as a 32-bit multiple of it and the weight's scale.
     """
-    mx, mz, h, c = moments.centred()
+    mx, mz, h, c = moments.damped()
     w = weight.reshape(moments.groups, -1, weight.shape[1]).astype(np.float64)
-    variance = np.einsum("gii->gi", h)
-    damping = np.maximum(DAMPING * variance.mean(1), 1e-12)[:, None, None] * np.eye(h.shape[1])
-    h, c = h + damping, c + damping
-    best = np.linalg.solve(h, (w @ c).transpose(0, 2, 1)).transpose(0, 2, 1)
+    target = (w @ c).transpose(0, 2, 1)
+    del c
+    best = np.linalg.solve(h, target).transpose(0, 2, 1)
     pairs = pairs_of(order) if bits == 7 and moments.groups == 1 else None
-    scale = scales(best, h, pairs)
+    largest = np.abs(bias).reshape(w.shape[:2]) + sum(np.abs((w @ mean[..., None])[..., 0]) for mean in (mx, mz))
+    scale = scales(best, h, pairs, largest / (unit * BIAS_LIMIT))
     codes = np.stack([round_columns(*one, pairs) for one in zip(best, h, scale, strict=True)])
     if h.shape[1] <= SEARCHED:
         codes = search_codes(best, h, scale, codes, pairs)
@@ -96,24 +111,35 @@ def pairs_of(order: NDArray[np.intp]) -> NDArray[np.intp]:
     return order[: len(order) // 2 * 2].reshape(-1, 2)
 
 
-def scales(w: Array, h: Array, pairs: NDArray[np.intp] | None) -> Array:
-    """Scale of each output channel `[G, O]`: the largest weight over its limit, shrunk where plain rounding loses less,
-    but not below what the largest pair needs, nor what keeps the bias of a channel of next to no weight in 32 bits."""
-    top = np.abs(w).max(-1) / LIMIT
-    least = np.maximum(top.max() * 1e-6, 1e-12)
+def scales(w: Array, h: Array, pairs: NDArray[np.intp] | None, least: Array) -> Array:
+    """Scale of each output channel `[G, O]`: what its largest weight and pair need, or as much less as costs least by
+    plain rounding (a channel that hardly varies may have a large weight that matters little). Never under `least`:
+    channels of next to no weight keep a scale at which their bias fits."""
+    need = np.abs(w).max(-1) / LIMIT
     if pairs is not None:
         a, b = w[..., pairs[:, 0]], w[..., pairs[:, 1]]
-        least = np.maximum(least, np.where(a * b > 0, np.abs(a + b), 0).max(-1, initial=0) / PAIR)
+        need = np.maximum(need, np.where(a * b > 0, np.abs(a + b), 0).max(-1, initial=0) / PAIR)
     variance = np.einsum("gii->gi", h)[:, None, :]
-    best, lowest = np.maximum(top, least), np.full(top.shape, np.inf)
-    for shrink in (1.0, 0.95, 0.9, 0.85, 0.8, 0.7):
-        scale = np.maximum(top * shrink, least)
+    candidates = np.maximum(need * SHRINKS[:, None, None], np.maximum(least, 1e-12))
+    errors = []
+    for scale in candidates:
         s = scale[..., None]
-        error = (variance * (w - s * np.clip(np.rint(w / s), -LIMIT, LIMIT)) ** 2).sum(-1)
-        best = np.where(error < lowest, scale, best)
-        lowest = np.minimum(error, lowest)
-    found: Array = best
-    return found
+        codes = within_pairs(np.clip(np.rint(w / s), -LIMIT, LIMIT), variance, pairs)
+        errors.append((variance * (w - s * codes) ** 2).sum(-1))
+    best: Array = np.take_along_axis(candidates, np.argmin(errors, 0)[None], 0)[0]
+    return best
+
+
+def within_pairs(codes: Array, variance: Array, pairs: NDArray[np.intp] | None) -> Array:
+    """Codes `[..., K]` with the one that varies less of each pair cut back until both are within PAIR."""
+    if pairs is None:
+        return codes
+    first = np.where(variance[..., pairs[:, 0]] < variance[..., pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+    cut, kept = first[0, 0], pairs.sum(1) - first[0, 0]
+    a, b = codes[..., cut], codes[..., kept]
+    over = np.where(a * b > 0, np.maximum(np.abs(a + b) - PAIR, 0), 0)
+    codes[..., cut] -= np.sign(a) * over
+    return codes
 
 
 def round_columns(w: Array, h: Array, scale: Array, pairs: NDArray[np.intp] | None) -> Array:

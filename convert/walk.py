@@ -227,14 +227,14 @@ def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, b
     weight = values[node.input[1]]
     bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(weight.shape[0], np.float32)
     moments, rng = Moments(attribute(node, "group", 1)), np.random.default_rng(0)
-    count = max(1, PATCHES // len(source.actual))
+    count, span = max(1, PATCHES // len(source.actual)), source.span
     for x, z in zip(source.reference, source.actual, strict=True):
         where = positions(node, weight.shape, x.shape, count, rng)
-        exact = patches(node, weight.shape, moments.groups, x, where=where).astype(np.float32)
-        moments.add(
-            exact, decode(patches(node, weight.shape, moments.groups, z, where=where, span=source.span), source.span)
-        )
-    return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits, kernel_order(weight.shape))
+        exact = patches(node, weight.shape, moments.groups, x, where=where)
+        codes = patches(node, weight.shape, moments.groups, z, where=where, span=span)
+        moments.add(exact.astype(np.float32), decode(codes, span))
+    order, unit = kernel_order(weight.shape), span.scale if span else 1.0
+    return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
 
 
 def kernel_order(shape: Sequence[int]) -> NDArray[np.intp]:
