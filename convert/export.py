@@ -91,7 +91,7 @@ def by_function(source: Source, target: Path) -> None:
     import tf2onnx  # noqa: PLC0415
 
     spec = [tf.TensorSpec([None, source.height, source.width, 3], tf.float32, name="image")]
-    function = tf.function(source.call, input_signature=spec)
+    function = tf.function(source.call, input_signature=spec, autograph=False)
     tf.config.run_functions_eagerly(
         True
     )  # grouped convolutions are functions of their own, compiled by XLA: inline them

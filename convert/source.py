@@ -27,6 +27,7 @@ UNSAFE_OPS = {
     "Save", "SaveDataset", "SaveDatasetV2", "SaveSlices", "TFRecordDataset", "TFRecordDatasetV2", "TextLineDataset",
     "WholeFileReader", "WholeFileReaderV2", "WriteFile",
 }  # fmt: skip
+LAMBDAS = {"Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
+        if layer := next(filter(foreign, layers(config)), None):
+            raise ConvertError(
+                f"{path}: the code of layer {named(layer)} is not in the file: use built-in layers instead"
+            ) from None
         raise ConvertError(f"{path} cannot be loaded by Keras {keras.__version__}: {first_line(error)}") from None
     try:
         model = in_float32(model)
@@ -133,17 +138,24 @@ def layers(config: Any) -> Iterator[dict[str, Any]]:
 def refuse_code(config: Any) -> None:
     """Lambda layers hold Python code, custom classes need it: name the first one."""
     for layer in layers(config):
-        class_name, inner = layer["class_name"], layer.get("config")
-        name = inner.get("name", class_name) if isinstance(inner, dict) else class_name
-        module = layer.get("module") or "keras"
-        code = class_name in {"Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__"}
-        foreign = module.split(".")[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
-        if code or foreign:
+        if layer["class_name"] in LAMBDAS or foreign(layer):
             raise ConvertError(
-                f"layer {name!r} ({class_name}) runs code of its own, which is not loaded from model files: use"
-                " built-in layers instead (Rescaling, for instance), or give --trust-source if you know where the file"
-                " is from"
+                f"layer {named(layer)} runs code of its own, which is not loaded from model files: use built-in layers"
+                " instead (Rescaling, for instance), or give --trust-source if you know where the file is from"
             )
+
+
+def foreign(layer: dict[str, Any]) -> bool:
+    """Whether a serialised object is of a class that Keras does not have."""
+    module = layer.get("module") or "keras"
+    return module.split(".")[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
+
+
+def named(layer: dict[str, Any]) -> str:
+    """A serialised object's name and class."""
+    inner = layer.get("config")
+    name = inner.get("name", layer["class_name"]) if isinstance(inner, dict) else layer["class_name"]
+    return f"{name!r} ({layer['class_name']})"
 
 
 def in_float32(model: Any) -> Any:

@@ -99,9 +99,11 @@ def convert(
 
 
 def without_bars(text: str) -> str:
-    """Standard error less the progress bars."""
+    """Standard error less the progress bars and the scores between them."""
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
-    return "\n".join(line for line in lines if not re.search(r"\d+ % \|.*elapsed", line))
+    return "\n".join(
+        line for line in lines if not re.search(r"\d+ % \|.*elapsed|^\w.*: agreement [\d.]+ %, top-1", line)
+    )
 
 
 @pytest.fixture

@@ -115,8 +115,8 @@ def trained(keras: Any, build: Callable[..., Any] = functional, *, input_range: 
 
 
 def varied(keras: Any, **_: Any) -> Any:
-    """What newer image classifiers are made of: BGR means, padding, Concat, squeeze and excite, swish, grouped and dilated
-    convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a dense hidden layer."""
+    """What newer image classifiers are made of: mean and variance a colour, padding, Concat, squeeze and excite, swish,
+    grouped and dilated convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a hidden layer."""
     layers = keras.layers
     entry = keras.Input((SIZE, SIZE, 3))
     x = layers.Normalization(axis=-1, mean=[0.485, 0.456, 0.406], variance=[0.052, 0.05, 0.051])(entry)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from convert import pipeline
 from convert.verify import percent
 from service.model import Model
 from service.repository import open_repository
@@ -56,6 +58,7 @@ CASES = {
     "bfloat16": (sources.functional, save_keras, {"dtype": "bfloat16"}),
     "exported mixed_float16": (sources.functional, export, {"dtype": "mixed_float16"}),
     "exported bfloat16": (sources.functional, export, {"dtype": "mixed_bfloat16"}),
+    "varied": (sources.varied, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
 }
 
@@ -79,6 +82,30 @@ def test_a_source_becomes_a_package_that_serves(case: str, keras: Any, convert: 
     half_saved_model = case in {"exported mixed_float16", "exported bfloat16"}
     assert outcome.report["parity"]["limit"] == (0.05 if half_saved_model else 1e-4)
     assert outcome.report["parity"]["max_dp"] < outcome.report["parity"]["limit"]
+
+
+@pytest.mark.parametrize("mark", ["7-bit", "8-bit"])
+@pytest.mark.usefixtures("always_int8")
+def test_weights_have_the_bits_asked_for(mark: str, saved: Path, convert: Convert) -> None:
+    # without VNNI 8-bit weights saturate: that is what the gate is for, not this test
+    outcome = convert(saved, "--weight-bits", mark[0], "--gate-agreement", "50", "--gate-drop", "50")
+    assert (outcome.status, outcome.report["quantisation"]["weight_bits"]) == (0, int(mark[0]))
+
+
+def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(
+    saved: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "FASTER", 1e9)
+    outcome = convert(saved)
+    assert outcome.status == 0
+    assert outcome.report["verdict"] == "keep float"
+    served = Model(outcome.package / "model.onnx", 1)
+    assert (served.metadata.precision, served.metadata.verdict) == ("float32", "keep float")
+    assert served.metadata.raw["calibration"] is None
+    assert "QuantizeLinear" not in {node.op_type for node in onnx.load(outcome.package / "model.onnx").graph.node}
+    assert served.infer(sources.picture(2, 3)[None]).argmax() == 2
+    assert "Verdict: **keep float**" in (outcome.package / "MODEL_CARD.md").read_text()
+    assert open_repository(Settings(models_dir=str(outcome.package.parents[1]))).find("small").model is not None
 
 
 @pytest.mark.usefixtures("always_int8")

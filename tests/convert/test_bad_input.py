@@ -1,0 +1,280 @@
+"""A user's mistake: one line with cause and remedy, exit status 2, nothing left behind."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.convert import sources
+from tests.convert.conftest import Outcome
+
+Convert = Callable[..., Outcome]
+
+
+@pytest.fixture
+def refused(convert: Convert, tmp_path: Path, scratch: Path) -> Callable[..., str]:
+    """Runs the command and gives its one line of complaint."""
+
+    def run(source: Path, *options: str, status: int = 2, **given: Any) -> str:
+        outcome = convert(source, *options, **given)
+        assert outcome.status == status, outcome.err
+        assert outcome.out == ""
+        (line,) = outcome.err.splitlines()
+        assert line.startswith("convert: ")
+        assert len(line) < 500
+        assert not (tmp_path / "models").exists()
+        assert [path for path in scratch.iterdir() if "autograph" not in path.name] == []  # of functions tests trace
+        return line
+
+    return run
+
+
+Refused = Callable[..., str]
+
+
+# ---- sources
+
+
+def test_a_missing_source(refused: Refused, tmp_path: Path) -> None:
+    assert "no model at" in refused(tmp_path / "missing.keras")
+
+
+@pytest.mark.parametrize("name", ["empty.keras", "noise.keras", "empty.h5", "noise.h5"])
+def test_a_file_that_is_no_model(name: str, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"" if "empty" in name else os.urandom(5000))
+    assert "is damaged or no Keras file" in refused(tmp_path / name)
+
+
+def test_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    assert "is no .keras or .h5 file: save the model with" in refused(tmp_path / "model.onnx")
+
+
+def test_a_folder_that_is_no_saved_model(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert "holds no saved_model.pb" in refused(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_truncated_file(share: float, suffix: str, keras: Any, refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / f"whole.{suffix}"
+    sources.functional(keras).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    line = refused(path)
+    assert "is damaged or no Keras file" in line or "cannot be loaded by Keras" in line
+
+
+def test_flipped_bytes_inside_an_archive(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    (tmp_path / "flipped.keras").write_bytes(content)
+    assert "flipped.keras" in refused(tmp_path / "flipped.keras")
+
+
+def test_a_damaged_saved_model(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    sources.functional(keras).export(tmp_path / "whole", format="tf_saved_model", verbose=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "graph")
+    graph = tmp_path / "graph" / "saved_model.pb"
+    graph.write_bytes(graph.read_bytes()[:2000])
+    assert "cannot be loaded as a SavedModel" in refused(tmp_path / "graph")
+    shutil.rmtree(tmp_path / "whole" / "variables")
+    assert "cannot be loaded as a SavedModel" in refused(tmp_path / "whole")
+
+
+def test_weights_without_a_model(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    sources.functional(keras).save_weights(tmp_path / "some.weights.h5")
+    assert "holds weights only: save the whole model" in refused(tmp_path / "some.weights.h5")
+
+
+def models_that_are_no_classifiers(keras: Any) -> dict[str, tuple[Any, str]]:
+    def entry(*shape: int | None) -> Any:
+        return keras.Input(shape)
+
+    def model(one: Any, *layers: Any) -> Any:
+        x = one
+        for layer in layers:
+            x = layer(x)
+        return keras.Model(one, x)
+
+    dense, pool, conv = keras.layers.Dense, keras.layers.GlobalAveragePooling2D, keras.layers.Conv2D
+    one, other = entry(32, 32, 3), entry(32, 32, 3)
+    return {
+        "rank": (model(entry(12), dense(4)), "not [N, height, width, 3]"),
+        "channels": (model(entry(32, 32, 1), pool(), dense(4)), "only colour images, channels last"),
+        "channels first": (model(entry(3, 32, 32), keras.layers.Flatten(), dense(4)), "only colour images"),
+        "no size": (model(entry(None, None, 3), pool(), dense(4)), "has no fixed image size"),
+        "one output value": (model(entry(32, 32, 3), pool(), dense(1)), "with 2 classes or more"),
+        "a map of classes": (model(entry(32, 32, 3), conv(4, 1)), "it is no image classifier"),
+        "two inputs": (keras.Model([one, other], dense(4)(pool()(one + other))), "has 2 inputs and 1 outputs"),
+        "two outputs": (keras.Model(one, [dense(4)(pool()(one)), dense(4)(pool()(one))]), "has 1 inputs and 2 outputs"),
+    }
+
+
+NO_CLASSIFIERS = ("rank", "channels", "channels first", "no size", "one output value", "a map of classes", "two inputs")
+
+
+@pytest.mark.parametrize("case", [*NO_CLASSIFIERS, "two outputs"])
+def test_a_model_that_is_no_image_classifier(case: str, keras: Any, refused: Refused, tmp_path: Path) -> None:
+    model, message = models_that_are_no_classifiers(keras)[case]
+    model.save(tmp_path / "other.keras")
+    assert message in refused(tmp_path / "other.keras")
+
+
+def test_a_stack_of_layers_without_an_input(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    model = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)])
+    with pytest.warns(UserWarning, match="has not yet been built"):
+        model.save(tmp_path / "unbuilt.keras")
+    assert "has no defined input: give it an Input layer" in refused(tmp_path / "unbuilt.keras")
+
+
+def test_outputs_that_do_not_exclude_each_other(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    sources.trained(keras, last="sigmoid").save(tmp_path / "sigmoid.keras")
+    assert "do not sum to one (sigmoid outputs?): end it in a softmax" in refused(tmp_path / "sigmoid.keras")
+
+
+def test_weights_that_are_no_numbers(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    model = sources.functional(keras)
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    model.save(tmp_path / "nan.keras")
+    assert "answers NaN or infinity" in refused(tmp_path / "nan.keras")
+
+
+# ---- code in sources
+
+
+def with_lambda(keras: Any) -> Any:
+    entry = keras.Input((sources.SIZE, sources.SIZE, 3))
+    return keras.Model(entry, sources.body(keras, keras.layers.Lambda(lambda x: x * 1.0, name="scaled")(entry)))
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_lambda_layer_is_named_and_not_run(suffix: str, keras: Any, refused: Refused, tmp_path: Path) -> None:
+    with_lambda(keras).save(tmp_path / f"code.{suffix}")
+    line = refused(tmp_path / f"code.{suffix}")
+    assert "layer 'scaled' (Lambda) runs code of its own" in line
+    assert "--trust-source" in line
+
+
+def test_a_lambda_inside_a_nested_model_is_named(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    inner = keras.Input((sources.SIZE, sources.SIZE, 3))
+    nested = keras.Model(inner, keras.layers.Lambda(lambda x: x, name="deep")(inner))
+    entry = keras.Input((sources.SIZE, sources.SIZE, 3))
+    keras.Model(entry, sources.body(keras, nested(entry))).save(tmp_path / "nested.keras")
+    assert "layer 'deep' (Lambda)" in refused(tmp_path / "nested.keras")
+
+
+@pytest.mark.usefixtures("always_int8")
+def test_a_trusted_lambda_is_converted(keras: Any, convert: Convert, tmp_path: Path) -> None:
+    sources.trained(keras, with_lambda).save(tmp_path / "code.keras")
+    outcome = convert(tmp_path / "code.keras", "--trust-source")
+    assert (outcome.status, outcome.err) == (0, "")
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_custom_layer_is_named(suffix: str, keras: Any, refused: Refused, tmp_path: Path) -> None:
+    class Doubled(keras.layers.Layer):  # type: ignore[misc, name-defined]  # keras has no types
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    entry = keras.Input((sources.SIZE, sources.SIZE, 3))
+    keras.Model(entry, sources.body(keras, Doubled(name="own")(entry))).save(tmp_path / f"custom.{suffix}")
+    assert "Doubled" in refused(tmp_path / f"custom.{suffix}")
+    assert "Doubled" in refused(tmp_path / f"custom.{suffix}", "--trust-source")  # its code is not in the file
+
+
+@pytest.mark.parametrize("operation", ["py_function", "read_file", "a name that hides"])
+def test_a_saved_model_that_reaches_files_or_runs_python(operation: str, refused: Refused, tmp_path: Path) -> None:
+    import tensorflow as tf  # noqa: PLC0415
+
+    class Reaching(tf.Module):  # type: ignore[misc, name-defined]  # tensorflow has no types
+        @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.float32, name="image")])
+        def serve(self, image: Any) -> Any:
+            if operation == "py_function":
+                image = tf.ensure_shape(tf.py_function(lambda x: x, [image], tf.float32), [None, 32, 32, 3])
+            else:
+                with tf.name_scope("save" if operation == "a name that hides" else "read"):
+                    image += tf.cast(tf.strings.length(tf.io.read_file("/etc/hostname")), tf.float32)
+            return tf.nn.softmax(tf.reduce_mean(image, [1, 2]))
+
+    module = Reaching()
+    tf.saved_model.save(module, str(tmp_path / "reaching"), signatures=module.serve.get_concrete_function())
+    line = refused(tmp_path / "reaching")
+    assert "reaches files or runs Python: remove it, or give --trust-source" in line
+    assert ("EagerPyFunc" if operation == "py_function" else "ReadFile") in line
+
+
+# ---- photos
+
+
+def test_an_unreadable_photo_is_named(saved: Path, photos: Path, refused: Refused, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "images" / "evaluation" / "dark red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    assert "broken.jpg cannot be used" in refused(saved, images=tmp_path / "images")
+
+
+def test_too_few_photos(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    assert "at least 16 are needed" in refused(saved, images=sources.write_photos(tmp_path / "few", [3] * 4))
+
+
+def test_more_class_folders_than_outputs(saved: Path, photos: Path, refused: Refused, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "images" / "training" / "fifth").mkdir()
+    assert "has 5 class folders, the model 4 outputs" in refused(saved, images=tmp_path / "images")
+
+
+def test_labels_of_another_model(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("a\nb\n")
+    assert "names 2 classes, the model has 4 outputs" in refused(saved, "--labels", str(tmp_path / "labels"))
+
+
+@pytest.mark.parametrize("wrong", ["-1,1", "0,255"])
+def test_a_wrong_input_range_is_found_on_labelled_photos(
+    wrong: str, keras: Any, refused: Refused, tmp_path: Path
+) -> None:
+    right = {"-1,1": "0,1", "0,255": "-1,1"}[wrong]
+    sources.trained(keras, input_range=right).save(tmp_path / "ranged.keras")
+    line = refused(tmp_path / "ranged.keras", "--input-range", wrong)
+    assert f"give --input-range={right}" in line
+
+
+# ---- command line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--name", "Bad Name"], "'Bad Name' is no package name"),
+        (["--name", "../up"], "is no package name"),
+        (["--version", "0"], "'0' is no whole number from 1"),
+        (["--version", "1.5"], "is no whole number from 1"),
+        (["--calibration", "2"], "2 photos are too few to calibrate on: 16 at least"),
+        (["--weight-bits", "4"], "invalid choice: 4"),
+        (["--input-range", "0,2"], "invalid choice: '0,2'"),
+        (["--input-range"], "expected one argument"),
+        (["--gate-drop", "nan"], "'nan' is no number from 0 to 100"),
+        (["--gate-agreement", "-1"], "is no number from 0 to 100"),
+        (["--gate-agreement", "most"], "'most' is no number from 0 to 100"),
+        (["--resize", "lanczos"], "invalid choice: 'lanczos'"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_nonsense_on_the_command_line(options: list[str], message: str, refused: Refused, tmp_path: Path) -> None:
+    assert message in refused(tmp_path / "x.keras", *options)
+
+
+def test_a_missing_images_folder(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    assert "no images folder" in refused(saved, images=tmp_path / "missing")
+
+
+def test_a_models_folder_that_is_a_file(saved: Path, convert: Convert, tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("in the way")
+    outcome = convert(saved)
+    assert outcome.status == 2
+    assert outcome.err.startswith("convert: ")
+    assert len(outcome.err.splitlines()) == 1
