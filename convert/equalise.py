@@ -18,7 +18,7 @@ from convert.graph import Array, attribute, constants, session
 from convert.ranges import Range
 
 SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes through these
-HEADROOM = 1.1  # over the largest value seen, under a Clip
+HEADROOM = 1.0  # over the largest value seen, under a Clip
 LARGEST = 64.0  # no channel is scaled by more
 
 
