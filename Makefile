@@ -29,6 +29,13 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy convert service perf
 	$(BIN)/lint-imports
 
+# The packages of this repository again, from a folder of Keras files and one of photos.
+LABELS ?= docs/food11-labels.txt
+models: .venv/dev.stamp
+	for name in previous mobilenet_v2 resnet101_v2; do \
+	  $(BIN)/python -m convert $(MODELS)/$$name.keras --name $$name --images $(IMAGES) --labels $(LABELS) --replace || exit; \
+	done
+
 # Exact pins with hashes for every supported Python and platform at once, without addresses.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 lock: | .venv/bin/python
