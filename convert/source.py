@@ -248,13 +248,12 @@ def refuse_unsafe_ops(path: Path) -> None:
 
 def hash_of(path: Path) -> str:
     """SHA-256 of a file, or over names and contents of a folder."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    names_and_hashes = "".join(f"{file.relative_to(path).as_posix()} {hash_of(file)}\n" for file in files)
+    return hashlib.sha256(names_and_hashes.encode()).hexdigest()
 
 
 def first_line(error: Exception) -> str:
