@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -100,15 +101,29 @@ def options_from(arguments: argparse.Namespace) -> Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 packaged, 2 bad input or interrupted, 3 refused by the gate."""
-    # argparse takes "-1,1" for an option unless it is bound to its name
-    words = list(sys.argv[1:] if argv is None else argv)
+    options = read_options(sys.argv[1:] if argv is None else argv)
+
+    def run() -> str:
+        report = convert(options, Progress())
+        return f"{table(report)}\nwritten: {options.models / options.name / str(options.version)}"
+
+    return answered(run)
+
+
+def read_options(argv: Sequence[str]) -> Options:
+    """Options of a command line. (argparse takes "-1,1" for an option unless it is bound to its name.)"""
+    words = list(argv)
     if "--input-range" in words[:-1]:
         at = words.index("--input-range")
         words[at : at + 2] = [f"--input-range={words[at + 1]}"]
-    options = options_from(parser().parse_args(words))
+    return options_from(parser().parse_args(words))
+
+
+def answered(run: Callable[[], str]) -> int:
+    """Print what `run` gives, or in one line why it could not; the exit status."""
     before = signal.signal(signal.SIGTERM, interrupted)
     try:
-        report = convert(options, Progress())
+        print(run())  # noqa: T201  the command's result
     except (ConvertError, PackageError) as error:
         return fail(str(error), getattr(error, "exit_status", 2))
     except KeyboardInterrupt:
@@ -117,8 +132,6 @@ def main(argv: list[str] | None = None) -> int:
         return fail(explained(error))
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(table(report))  # noqa: T201  the command's result
-    print(f"written: {options.models / options.name / str(options.version)}")  # noqa: T201
     return 0
 
 

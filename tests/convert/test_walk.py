@@ -1,0 +1,228 @@
+"""The walk through both networks, and the quantised graph that is written from it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+
+from convert import qdq
+from convert.equalise import equalise
+from convert.graph import Array, constants, steps
+from convert.ranges import Range
+from convert.walk import Quantisation, Recipe, kernel_order, macs, patches, positions, walk
+from tests.convert.graphs import graph, normal, pictures, run
+
+node = helper.make_node
+ENTRY = Range(1 / 128, 128)
+
+
+def network() -> ModelProto:
+    """Convolution, depthwise, projection with a shortcut, pooling, dense: a prepared graph of pixels' values."""
+    nodes = [
+        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w0", "b0"], ["c0"], strides=[2, 2], pads=[0, 0, 1, 1]),
+        node("Clip", ["c0", "zero", "six"], ["r0"]),
+        node("Conv", ["r0", "w1", "b1"], ["c1"], group=8, pads=[1, 1, 1, 1]),
+        node("Clip", ["c1", "zero", "six"], ["r1"]),
+        node("Conv", ["r1", "w2"], ["c2"]),
+        node("Add", ["r0", "c2"], ["a"]),
+        node("Relu", ["a"], ["r2"]),
+        node("MaxPool", ["r2"], ["m"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("ReduceMean", ["m", "axes"], ["g"], keepdims=0),
+        node("Gemm", ["g", "w3", "b3"], ["l"]),
+        node("Softmax", ["l"], ["probabilities"], axis=1),
+    ]
+    weights: dict[str, Array] = {
+        "w0": normal(8, 3, 3, 3) * 0.5,
+        "b0": normal(8, seed=1),
+        "w1": normal(8, 1, 3, 3, seed=2) * 0.5,
+        "b1": normal(8, seed=3),
+        "w2": normal(8, 8, 1, 1, seed=4) * 0.4,
+        "w3": normal(8, 5, seed=5),
+        "b3": normal(5, seed=6),
+    }
+    scales = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32), "axes": np.array([2, 3])}
+    return graph(nodes, weights | scales, [12, 12, 3], axes=2)
+
+
+def batches() -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(9)
+    base = rng.integers(0, 256, (6, 8, 1, 1, 3)) * 0.6 + rng.integers(0, 100, (6, 8, 12, 12, 3))
+    return list(np.clip(base, 0, 255).astype(np.uint8))
+
+
+def quantised(recipe: Recipe) -> tuple[ModelProto, Quantisation, ModelProto]:
+    model = network()
+    found = walk(model, batches(), ENTRY, recipe, lambda: None)
+    return model, found, qdq.write(model, found)
+
+
+# ---- patches
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"pads": [1, 2, 0, 1]},
+        {"strides": [2, 3], "pads": [1, 1, 1, 1]},
+        {"dilations": [2, 1], "pads": [2, 1, 2, 1]},
+        {"group": 2, "pads": [1, 1, 1, 1]},
+        {"group": 4},
+    ],
+)
+def test_patches_times_weights_are_the_convolution(attributes: Mapping[str, int | list[int]]) -> None:
+    groups = int(attributes.get("group", 1))  # type: ignore[arg-type]  # the group is one number
+    conv = node("Conv", ["image", "w"], ["probabilities"], **attributes)
+    weight, x = normal(8, 4 // groups, 3, 2), normal(2, 4, 9, 8, seed=1)
+    expected = run(graph([conv], {"w": weight}, [4, 9, 8]), x)[0]
+    where = positions(conv, weight.shape, x.shape, 10_000, np.random.default_rng(0))
+    photo, row, column = where
+    assert len(set(zip(photo, row, column, strict=True))) == expected[:, 0].size  # every position, once
+    taken = patches(conv, weight.shape, groups, x, where=where)
+    found = np.einsum("gpk,gok->pgo", taken, weight.reshape(groups, 8 // groups, -1)).reshape(-1, 8)
+    assert found == pytest.approx(expected[photo, :, row, column], abs=1e-4)
+    assert macs(weight, expected) == expected[0].size * weight[0].size
+
+
+def test_beyond_the_border_are_codes_of_zero() -> None:
+    conv = node("Conv", ["image", "w"], ["probabilities"], pads=[1, 1, 1, 1])
+    codes = np.full((1, 1, 2, 2), 7, np.uint8)
+    where = (np.array([0]), np.array([0]), np.array([0]))
+    taken = patches(conv, (1, 1, 3, 3), 1, codes, where=where, span=Range(1.0, 100))
+    assert taken.reshape(3, 3).tolist() == [[100, 100, 100], [100, 7, 7], [100, 7, 7]]
+
+
+def test_kernels_are_multiplied_by_place_then_channel() -> None:
+    assert kernel_order((8, 2, 1, 3)).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+# ---- the walk and what is written
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("clip", ["mse", "min-max", "percentile 99.999"])
+def test_a_quantised_network_answers_like_the_float_one(bits: int, clip: str) -> None:
+    model, found, written = quantised(Recipe(clip, bits))
+    image = np.concatenate(batches())
+    expected, answers = run(model, ENTRY.dequantise(image))[0], run(written, image)[0]
+    assert np.abs(answers - expected).mean() < 0.01
+    assert np.abs(answers - expected).max() < 0.1
+    assert found.weights.keys() == {step.name for step in steps(model) if step.op == "Conv"}
+    assert {rounded.codes.dtype.name for rounded in found.weights.values()} == {"int8"}
+
+
+def test_ranges_of_what_only_passes_are_those_of_its_input() -> None:
+    _, found, _ = quantised(Recipe())
+    assert found.ranges["t"] == found.ranges["image"] == ENTRY
+    assert found.ranges["m"] == found.ranges["r2"]
+    assert found.ranges["r0"].zero_point == found.ranges["r1"].zero_point == 0
+    assert {"g", "l", "probabilities", "c0", "c1", "a"}.isdisjoint(found.ranges)
+    assert {"r0", "r1", "c2", "r2"} == found.noise.keys()
+
+
+def test_int8_kernels_give_the_walks_own_tensors_within_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk multiplies float values of codes, the service integers: they may differ by rounding alone."""
+    from convert import walk as module  # noqa: PLC0415
+
+    kept: dict[str, list[Array]] = {}
+
+    made = module.run
+
+    def keeping(
+        model: ModelProto, step: module.Step, inputs: Array, spans: Array, span: Range | None = None
+    ) -> module.Outputs:
+        outputs = made(model, step, inputs, spans, span)
+        if span:
+            kept[step.outputs[0]] = outputs.batches
+        return outputs
+
+    monkeypatch.setattr(module, "run", keeping)
+    _, quantisation, written = quantised(Recipe())
+    ranges = quantisation.ranges
+    assert {"r0", "r1", "c2", "r2", "m"} <= kept.keys()
+    for name in kept:
+        written.graph.output.append(helper.make_empty_tensor_value_info(f"{name}_q"))
+    engine = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, codes in kept.items():
+        found = np.concatenate([engine.run([f"{name}_q"], {"image": batch})[0] for batch in batches()])
+        apart = np.abs(found.astype(int) - np.concatenate(codes).astype(int))
+        carried = ranges["c2"].scale / ranges[name].scale if name in {"r2", "m"} else 0.0  # a code of the sum's operand
+        assert apart.max() <= 1 + np.ceil(carried)
+        assert np.mean(apart > 0) < 0.01
+
+
+def test_weights_stored_are_those_found() -> None:
+    _, found, written = quantised(Recipe())
+    values = constants(written)
+    for name, rounded in found.weights.items():
+        assert np.array_equal(values[f"{name}_weight_codes"].reshape(rounded.codes.shape), rounded.codes)
+        assert np.array_equal(values[f"{name}_weight_scale"], rounded.scale)
+        assert values[f"{name}_bias_codes"].dtype == np.int32
+        assert values[f"{name}_bias_codes"] * values[f"{name}_bias_scale"] == pytest.approx(rounded.bias, abs=1e-4)
+
+
+def test_a_tensor_kept_float_takes_its_steps_with_it() -> None:
+    model, found, written = quantised(Recipe(keep_float=frozenset({"r1"})))
+    by_output = {step.outputs[0]: step.name for step in steps(model)}
+    assert "r1" not in found.ranges
+    assert found.weights.keys() == {by_output["r0"]}
+    image = np.concatenate(batches())
+    expected = run(model, ENTRY.dequantise(image))[0]
+    assert np.abs(run(written, image)[0] - expected).mean() < 0.01
+
+
+def test_pixels_that_the_graph_casts_itself_are_walked_too() -> None:
+    nodes = [
+        node("Cast", ["image"], ["x"], to=1),
+        node("Mul", ["x", "s"], ["y"]),
+        node("Transpose", ["y"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w"], ["probabilities"]),
+    ]
+    model = graph(nodes, {"s": np.array(1 / 255, np.float32), "w": normal(4, 3, 3, 3)}, [12, 12, 3], pixels=True)
+    found = walk(model, batches(), None, Recipe(), lambda: None)
+    image = pictures()
+    expected, answers = run(model, image)[0], run(qdq.write(model, found), image)[0]
+    assert np.abs(answers - expected).mean() < 0.02 * expected.std()
+
+
+def test_the_walk_is_the_same_each_time() -> None:
+    assert quantised(Recipe())[2].SerializeToString() == quantised(Recipe())[2].SerializeToString()
+
+
+# ---- equalisation
+
+
+def activations(model: ModelProto, name: str) -> Array:
+    return run(model, ENTRY.dequantise(np.concatenate(batches())), name)[0]
+
+
+def test_equalisation_changes_no_answer_and_no_clip_binds_more() -> None:
+    model, plain = network(), network()
+    equalise(model, batches(), ENTRY, lambda: None)
+    image = ENTRY.dequantise(np.concatenate(batches()))
+    assert model.SerializeToString() != plain.SerializeToString()
+    assert run(model, image)[0] == pytest.approx(run(plain, image)[0], abs=1e-4)
+
+
+def test_equalised_channels_have_one_range() -> None:
+    nodes = [
+        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w0", "b0"], ["c0"]),
+        node("Relu", ["c0"], ["r0"]),
+        node("Conv", ["r0", "w1"], ["probabilities"]),
+    ]
+    weight = normal(6, 3, 3, 3) * np.logspace(-1, 1, 6, dtype=np.float32).reshape(-1, 1, 1, 1)
+    weights = {"w0": weight, "b0": np.ones(6, np.float32), "w1": normal(4, 6, 1, 1, seed=2)}
+    model = graph(nodes, weights, [12, 12, 3])
+    before = activations(model, "r0").max((0, 2, 3))
+    answers = activations(model, "probabilities")
+    equalise(model, batches(), ENTRY, lambda: None)
+    after = activations(model, "c0")
+    after = np.abs(after).max((0, 2, 3))
+    assert before.max() / before.min() > 5
+    assert after.max() / after.min() < 1.01
+    assert activations(model, "probabilities") == pytest.approx(answers, abs=1e-4 * float(np.abs(answers).max()))
