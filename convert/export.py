@@ -40,7 +40,7 @@ def export(
         expected = np.exp(expected - expected.max(1, keepdims=True))
         expected /= expected.sum(1, keepdims=True)
     failures = []
-    for route in (by_function, by_keras):
+    for route in (by_function, by_keras) if source.keras else (by_function,):
         try:
             half = one_route(route, source, input_range, target, softmax=softmax)
             limit = HALF_PARITY if half else PARITY
@@ -50,10 +50,8 @@ def export(
         except Exception as error:  # the exporters raise whatever their converters meet
             check_space(target.parent)
             failures.append(f"{route.__name__}: {type(error).__name__}: {first_line(error)}")
-    raise ConvertError(
-        f"{source.path} cannot be exported to ONNX ({'; '.join(failures)}): use layers that ONNX knows, or another"
-        " version of Keras"
-    )
+    reasons = "; ".join(dict.fromkeys(failures))
+    raise ConvertError(f"{source.path} cannot be exported to ONNX ({reasons}): use layers that ONNX knows")
 
 
 def one_route(
@@ -68,11 +66,21 @@ def one_route(
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         raw = Path(folder) / "raw.onnx"
         route(source, raw)
-        model = compose.add_prefix(onnx.load(raw), "source/")
+        model = onnx.load(raw)
+        check_operators(model)
+        model = compose.add_prefix(model, "source/")
         half = widen(model)
         onnx.save(with_pixels(model, source, input_range, softmax=softmax), raw)
         onnx.save(constant_shapes(optimised(raw, Path(folder) / "optimised.onnx")), target)
     return half
+
+
+def check_operators(model: ModelProto) -> None:
+    """Refuse what the exporter passed through untranslated, by name."""
+    known = {opset.domain: opset.version for opset in model.opset_import}
+    for node in model.graph.node:
+        if not onnx.defs.has(node.op_type, known.get(node.domain, 1), node.domain):
+            raise ConvertError(f"there is no ONNX operator for {node.op_type} at {node.name}")
 
 
 def check_space(folder: Path) -> None:
@@ -111,8 +119,6 @@ def by_function(source: Source, target: Path) -> None:
 
 def by_keras(source: Source, target: Path) -> None:
     """Keras' own exporter."""
-    if source.keras is None:
-        raise ConvertError("Keras' own exporter takes no SavedModel")
     source.keras.export(str(target), format="onnx", verbose=False, opset_version=OPSET)
 
 

@@ -145,6 +145,12 @@ def test_weights_that_are_no_numbers(keras: Any, refused: Refused, tmp_path: Pat
     assert "answers NaN or infinity" in refused(tmp_path / "nan.keras")
 
 
+def test_a_layer_that_onnx_does_not_know(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    entry = keras.Input((sources.SIZE, sources.SIZE, 3))
+    keras.Model(entry, sources.body(keras, keras.ops.erfinv(entry * 0.5))).save(tmp_path / "odd.keras")
+    assert "cannot be exported to ONNX (there is no ONNX operator for Erfinv at " in refused(tmp_path / "odd.keras")
+
+
 # ---- code in sources
 
 
