@@ -114,6 +114,13 @@ def trained(keras: Any, build: Callable[..., Any] = functional, *, input_range: 
     return model
 
 
+def reversed_colours(keras: Any, **_: Any) -> Any:
+    """BGR less the means, as networks that come from Caffe take it."""
+    entry = keras.Input((SIZE, SIZE, 3))
+    means = np.array([103.939, 116.779, 123.68], np.float32) / 255
+    return keras.Model(entry, body(keras, entry[..., ::-1] - means))
+
+
 def varied(keras: Any, **_: Any) -> Any:
     """What newer image classifiers are made of: mean and variance a colour, padding, Concat, squeeze and excite, swish,
     grouped and dilated convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a hidden layer."""

@@ -58,6 +58,7 @@ CASES = {
     "bfloat16": (sources.functional, save_keras, {"dtype": "bfloat16"}),
     "exported mixed_float16": (sources.functional, export, {"dtype": "mixed_float16"}),
     "exported bfloat16": (sources.functional, export, {"dtype": "mixed_bfloat16"}),
+    "reversed colours": (sources.reversed_colours, save_keras, {}),
     "varied": (sources.varied, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
 }
