@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from convert import pipeline
+from convert import pipeline, timing
 from convert.__main__ import main
 from tests.convert import sources
 
@@ -56,9 +56,10 @@ class Outcome:
 
 
 @pytest.fixture
-def plain_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PATH without qemu-x86_64: the replay on another CPU has tests of its own."""
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short measurements, and a PATH without qemu-x86_64: both have tests of their own."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(timing, "CALLS", 40)
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def convert(
-    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str], plain_path: None, scratch: Path
+    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str], quick: None, scratch: Path
 ) -> Callable[..., Outcome]:
     """Runs the command in this process: `convert(source, *options)`; photos and package folder are given."""
 

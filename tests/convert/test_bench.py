@@ -9,7 +9,7 @@ from convert import bench
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime.quantization")
 def test_every_recipe_is_in_the_table(
-    saved: Path, photos: Path, plain_path: None, scratch: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, photos: Path, quick: None, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench.main([str(saved), "--images", str(photos)]) == 0
     head, rule, *rows = capsys.readouterr().out.splitlines()

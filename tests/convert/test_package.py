@@ -1,6 +1,7 @@
 """What is in a package, and that it comes whole or not at all."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from convert import package
+from convert import package, pipeline
+from convert.__main__ import main
 from service.model import Model, open_session
 from tests.convert import sources
 from tests.convert.conftest import Outcome, without_bars
@@ -34,11 +37,22 @@ def properties(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
+@pytest.fixture(scope="module")
+def packaged(saved: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """One conversion for all tests that only read."""
+    models, out = tmp_path_factory.mktemp("packaged"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setenv("PATH", "/nonexistent")
+        patch.setattr(pipeline, "FASTER", 0.0)
+        status = main([str(saved), "--name", "small", "--images", str(photos), "--models", str(models)])
+    return Outcome(status, out.getvalue(), "", models / "small" / "1")
+
+
 # ---- contents
 
 
-def test_the_package_is_as_its_contract_says(saved: Path, convert: Convert) -> None:
-    outcome = convert(saved)
+def test_the_package_is_as_its_contract_says(saved: Path, packaged: Outcome) -> None:
+    outcome = packaged
     assert outcome.status == 0
     assert set(contents(outcome.package)) == {"model.onnx", "golden.npz", "report.json", "MODEL_CARD.md"}
     report, found = outcome.report, properties(outcome.package / "model.onnx")
@@ -87,8 +101,8 @@ def test_options_are_part_of_the_contract(saved: Path, photos: Path, convert: Co
     assert served.metadata.labels == tuple(names)
 
 
-def test_the_golden_set_is_reproduced_by_the_package(saved: Path, convert: Convert) -> None:
-    outcome = convert(saved)
+def test_the_golden_set_is_reproduced_by_the_package(packaged: Outcome) -> None:
+    outcome = packaged
     golden = np.load(outcome.package / "golden.npz", allow_pickle=False)
     assert (golden["inputs"].dtype, golden["inputs"].shape) == (np.uint8, (8, 32, 32, 3))
     assert (golden["probabilities"].dtype, golden["probabilities"].shape) == (np.float32, (8, 4))
@@ -98,8 +112,8 @@ def test_the_golden_set_is_reproduced_by_the_package(saved: Path, convert: Conve
     assert golden["tolerance"] < 0.2
 
 
-def test_the_model_takes_any_batch(saved: Path, convert: Convert) -> None:
-    served = Model(convert(saved).package / "model.onnx", 1)
+def test_the_model_takes_any_batch(packaged: Outcome) -> None:
+    served = Model(packaged.package / "model.onnx", 1)
     images = np.stack([sources.picture(index % 4, index) for index in range(8)])
     together = served.infer(images)
     assert together.shape == (8, 4)
@@ -127,8 +141,8 @@ def test_without_labels_accuracy_is_left_out_and_that_is_said(saved: Path, conve
     assert "drop" not in outcome.report["evaluation"]
 
 
-def test_the_card_says_what_people_ask(saved: Path, convert: Convert) -> None:
-    outcome = convert(saved)
+def test_the_card_says_what_people_ask(packaged: Outcome) -> None:
+    outcome = packaged
     card = (outcome.package / "MODEL_CARD.md").read_text()
     for part in (
         "# small, version 1",
@@ -147,13 +161,14 @@ def test_the_card_says_what_people_ask(saved: Path, convert: Convert) -> None:
 # ---- the same again
 
 
-def test_the_same_inputs_give_the_same_file(saved: Path, convert: Convert) -> None:
-    first = (convert(saved).package / "model.onnx").read_bytes()
-    assert (convert(saved, "--replace").package / "model.onnx").read_bytes() == first
+def test_the_same_inputs_give_the_same_file(saved: Path, packaged: Outcome, convert: Convert) -> None:
+    again = convert(saved).package
+    for name in ("model.onnx", "golden.npz"):
+        assert (again / name).read_bytes() == (packaged.package / name).read_bytes()
 
 
-def test_another_process_writes_the_same_file(saved: Path, photos: Path, convert: Convert, tmp_path: Path) -> None:
-    here = (convert(saved).package / "model.onnx").read_bytes()
+def test_another_process_writes_the_same_file(saved: Path, photos: Path, packaged: Outcome, tmp_path: Path) -> None:
+    here = (packaged.package / "model.onnx").read_bytes()
     program = "import sys; from convert import __main__, pipeline; pipeline.FASTER = 0.0; sys.exit(__main__.main())"
     words = [str(saved), "--name", "small", "--images", str(photos), "--models", str(tmp_path / "there")]
     command = [sys.executable, "-W", "ignore", "-c", program, *words]

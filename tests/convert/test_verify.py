@@ -67,7 +67,7 @@ def test_answers_on_an_avx2_cpu_are_those_of_this_one(tmp_path: Path) -> None:
     assert found["other_cpu"].startswith("Haswell")
 
 
-def test_without_an_emulator_the_reason_is_told(plain_path: None, tmp_path: Path) -> None:
+def test_without_an_emulator_the_reason_is_told(quick: None, tmp_path: Path) -> None:
     found = on_avx2(tmp_path / "model.onnx", np.zeros((1, 8, 8, 3), np.uint8), tmp_path, 1)
     assert found["skipped"] == "qemu-x86_64 (Debian: qemu-user) is not installed"
 
