@@ -82,7 +82,7 @@ def test_codes_of_a_pair_stay_within_what_sixteen_bits_hold(width: int) -> None:
     w, h = layer(3, 16, width)
     w[:, :4] = np.abs(w[:, :4]) + 2  # neighbours of one sign, all at the limit
     pairs = pairs_of(np.arange(width))
-    scale = scales(w[None], h[None], pairs)[0]
+    scale = scales(w[None], h[None], pairs, np.zeros((1, 16)))[0]
     codes = round_columns(w, h, scale, pairs)
     refined = refine(w, h, scale, codes.copy(), pairs)
     for found in (codes, refined):
@@ -142,7 +142,7 @@ def test_a_rounded_layer_answers_nearer_than_one_rounded_weight_by_weight(
     weight, bias = rng.normal(size=(groups * rows, width)).astype("f"), rng.normal(size=groups * rows).astype("f")
     moments = Moments(groups)
     moments.add(x, x)
-    found = round_layer(weight, bias, moments, bits, np.arange(width))
+    found = round_layer(weight, bias, moments, bits=bits, order=np.arange(width), unit=0.01)
     assert (found.codes.dtype, found.codes.shape) == (np.int8, weight.shape)
 
     def outputs(w: Array, b: Array) -> Array:
@@ -163,7 +163,7 @@ def test_errors_of_the_layers_before_are_made_good() -> None:
     weight, bias = rng.normal(size=(5, 12)).astype("f"), np.zeros(5, np.float32)
     moments = Moments(1)
     moments.add(x, z)
-    found = round_layer(weight, bias, moments, 8, np.arange(12))
+    found = round_layer(weight, bias, moments, bits=8, order=np.arange(12), unit=0.01)
     exact = x[0] @ weight.T
     before = z[0] @ weight.T
     after = z[0] @ (found.codes * found.scale[:, None]).T + found.bias
@@ -175,8 +175,17 @@ def test_a_channel_of_zeros_gets_codes_and_a_finite_scale() -> None:
     moments.add(patches(1, 500, 9), patches(1, 500, 9))
     weight = np.zeros((3, 9), np.float32)
     weight[0] = 1
-    found = round_layer(weight, np.array([1, 2, 3], np.float32), moments, 7, np.arange(9))
+    found = round_layer(weight, np.array([1, 2, 3], np.float32), moments, bits=7, order=np.arange(9), unit=0.01)
     assert not found.codes[1:].any()
     assert np.isfinite(found.scale).all()
     assert (found.scale > 0).all()
     assert found.bias[1:] == pytest.approx([2, 3])
+
+
+def test_a_channel_of_next_to_no_weight_keeps_a_scale_at_which_its_bias_fits() -> None:
+    moments = Moments(1)
+    moments.add(patches(1, 500, 9), patches(1, 500, 9))
+    weight = np.full((2, 9), 1e-9, np.float32)
+    unit = 0.02
+    found = round_layer(weight, np.array([50, -3], np.float32), moments, bits=7, order=np.arange(9), unit=unit)
+    assert (np.abs(found.bias / (found.scale.astype(np.float64) * unit)) < 2**31).all()
