@@ -49,10 +49,8 @@ class Moments:
     def damped(self) -> tuple[Array, Array, Array, Array]:
         """mean x `[G, K]`, mean z `[G, K]`, Cov(z) and Cov(x, z) `[G, K, K]`, float64, both with the same constant on
         their diagonals. Uses the moments up: large kernels' would fill the memory twice."""
-        mx, mz, h, c = self.sums
+        mx, mz, h, c = (np.divide(total, self.count, out=total) for total in self.sums)
         self.sums = []
-        for total in (mx, mz, h, c):
-            total /= self.count
         h -= mz[:, :, None] * mz[:, None, :]
         c -= mx[:, :, None] * mz[:, None, :]
         damping = np.maximum(DAMPING * np.einsum("gii->gi", h).mean(1, keepdims=True), 1e-12)
