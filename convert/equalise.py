@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from convert.graph import Array, attribute, constants, session
 from convert.ranges import Range
 
-SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes through these
+SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Identity", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes
 HEADROOM = 1.0  # over the largest value seen, under a Clip
 LARGEST = 64.0  # no channel is scaled by more
 
@@ -40,7 +40,8 @@ def equalise(
     found = groups(model)
     if not found:
         return
-    largest = channel_maxima(model, {name for group in found for name in group.tensors}, pixels, entry, tick)
+    spans = channel_ranges(model, {name for group in found for name in group.tensors}, pixels, entry, tick)
+    largest = {name: np.maximum(-low, high) for name, (low, high) in spans.items()}
     values = constants(model)
     for group in found:
         scale = factors(group, largest)
@@ -50,6 +51,11 @@ def equalise(
             scale_output(node, values, 1 / scale)
         for node in group.readers:
             scale_input(node, values, scale)
+    set_constants(model, values)
+
+
+def set_constants(model: ModelProto, values: dict[str, Array]) -> None:
+    """Store the constants that are read."""
     used = dict.fromkeys(name for node in model.graph.node for name in node.input if name in values)
     del model.graph.initializer[:]
     model.graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in used)
@@ -115,26 +121,27 @@ def clip_limit(node: NodeProto, values: dict[str, Array]) -> float:
     return upper if lower == 0 else 0.0
 
 
-def channel_maxima(
+def channel_ranges(
     model: ModelProto,
     names: set[str],
     pixels: Sequence[NDArray[np.uint8]],
     entry: Range | None,
     tick: Callable[[], None],
-) -> dict[str, Array]:
-    """Largest absolute value of each channel, `[C]`, of the named tensors."""
+) -> dict[str, tuple[Array, Array]]:
+    """Smallest and largest value of each channel, `[C]`, of the named tensors."""
     copy = ModelProto()
     copy.CopyFrom(model)
     wanted = sorted(names)
     known = {value.name for value in copy.graph.output}
     copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
-    engine, found = session(copy, 2), dict[str, Array]()
+    engine, found = session(copy, 2), dict[str, tuple[Array, Array]]()
     for batch in pixels:
         for pair in (batch[start : start + 2] for start in range(0, len(batch), 2)):  # all tensors are held at once
             image = entry.dequantise(pair) if entry else pair
             for name, out in zip(wanted, engine.run(wanted, {model.graph.input[0].name: image}), strict=True):
-                top = np.abs(out).max(axis=(0, *range(2, out.ndim)))
-                found[name] = np.maximum(found.get(name, 0.0), top)
+                axes = (0, *range(2, out.ndim))
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = np.minimum(low, out.min(axes)), np.maximum(high, out.max(axes))
         tick()
     return found
 

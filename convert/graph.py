@@ -1,7 +1,7 @@
 """A thin view of an ONNX graph: constants as arrays, who reads what, and the steps that int8 kernels see as one."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ Array = NDArray[Any]
 IR_VERSION = 10
 
 ACTIVATIONS = {"Relu", "Clip"}  # absorbed by the step before them: the range of the u8 tensor is theirs
-ELEMENTWISE = {"Add", "Mul", "Concat"}
+ELEMENTWISE = {"Mul", "Concat"}  # in int8 between computed tensors; sums (shortcuts) stay float, see convert.streams
 PASSING = {"MaxPool", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze"}  # output codes are input codes
 
 
@@ -52,6 +52,29 @@ def readers(model: ModelProto, name: str) -> list[NodeProto]:
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
     """An attribute's value, or the default where the node does not have it."""
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def weighted(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether this is a convolution by constant weights."""
+    return node.op_type == "Conv" and node.input[1] in values
+
+
+def pointwise(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether a convolution multiplies each position by one matrix: 1x1, every position, one group."""
+    plain = all(attribute(node, name, [1, 1]) == [1, 1] for name in ("strides", "dilations"))
+    whole = plain and attribute(node, "group", 1) == 1 and not any(attribute(node, "pads", [0]))
+    return whole and weighted(node, values) and values[node.input[1]].shape[2:] == (1, 1)
+
+
+def affine(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether a convolution only scales and shifts each channel: depthwise 1x1."""
+    return (
+        weighted(node, values)
+        and values[node.input[1]].shape[1:] == (1, 1, 1)
+        and attribute(node, "group", 1) == len(values[node.input[1]])
+        and all(attribute(node, "strides", [1, 1])[axis] == 1 for axis in (0, 1))
+        and not any(attribute(node, "pads", [0]))
+    )
 
 
 def add_constant(model: ModelProto, name: str, value: Array) -> str:

@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from convert.graph import Array, add_constant, attribute, constants, readers, replace, tidy
 from convert.ranges import Range
+from convert.streams import split
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ def prepare(model: ModelProto) -> Folded:
     copy.CopyFrom(model)
     affine_to_depthwise(copy)
     entry = fold_input(copy)
+    split(copy)
     return Folded(tidy(copy), entry)
 
 

@@ -2,7 +2,7 @@
 
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from convert import card, golden, package, photos, timing, verify
+from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import export
@@ -29,9 +30,9 @@ PARITY_PHOTOS = 16
 RANGE_PHOTOS = 96
 TUNING_PHOTOS = 1500
 RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
-CLEARLY_BETTER = 15.0  # points of top-1 by which another input range must win to be the likely mistake
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45
+LEAST_PORTABLE = 99.0  # percent of answers that two kinds of CPU must share
 TOOLS = ("keras", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg", "cykooz-resizer")
 
 
@@ -92,7 +93,7 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[Source, Co
 
 
 def check_input_range(source: Source, found: Photos, contract: Contract, given: str) -> None:
-    """Stop where labelled photos score clearly better under another range of pixels: the likely mistake."""
+    """Stop where labelled photos score clearly better (95 % intervals apart) under another range of pixels."""
     sample = found.tuning[:RANGE_PHOTOS]
     labels = photos.labels_of(sample)
     if labels is None or len(sample) < RANGE_PHOTOS // 4:
@@ -103,7 +104,7 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
         for name, (low, high) in RANGES.items()
     }
     better = max(scores, key=lambda name: scores[name])
-    if scores[better] > scores[given] + CLEARLY_BETTER:
+    if verify.interval(scores[better], len(sample))[0] > verify.interval(scores[given], len(sample))[1]:
         raise ConvertError(
             f"top-1 is {scores[given]:.0f} % with --input-range {given} but {scores[better]:.0f} % with {better} on"
             f" {len(sample)} photos: give --input-range={better}"
@@ -122,8 +123,9 @@ def quantise(
     """Search for the cheapest recipe inside the gate, on calibration and tuning photos only."""
     folded = prepare(onnx.load(work / "float.onnx"))
     pixels = list(photos.batches(found.calibration, contract))
-    with progress.stage("equalise channels", len(pixels)) as tick:
-        equalise(folded.model, pixels, folded.entry, tick)
+    for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
+        with progress.stage(what, len(pixels)) as tick:
+            rewrite(folded.model, pixels, folded.entry, tick)
     tuning = found.tuning[:TUNING_PHOTOS]
     with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
@@ -159,6 +161,7 @@ def evaluate(
             packaged, golden.images(64, contract.height, contract.width), packaged.parent, EMULATED_SECONDS
         )
         tick()
+    check_portable(portable, options.weight_bits)
     return {
         "verdict": verdict,
         "reason": reason,
@@ -171,11 +174,30 @@ def evaluate(
     }
 
 
+def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
+    """Refuse a model whose answers clearly depend on the CPU; 8-bit weights are for those who know theirs.
+
+    Raises:
+        GateRefusedError: the 95 % interval of the agreement is below the limit.
+    """
+    if weight_bits == 8 or "skipped" in found:
+        return
+    _, high = verify.interval(found["agreement"], found["photos"])
+    if high < LEAST_PORTABLE:
+        raise GateRefusedError(
+            f"not packaged: only {found['agreement']:.1f} % of {found['photos']} answers are the same on"
+            f" {found['other_cpu']}, limit {LEAST_PORTABLE:g} %. Please report it:"
+            " codes are made so that every CPU gives the same"
+        )
+
+
 def advice(options: Options) -> str:
     """What to try after a refusal."""
     more = f"more calibration photos (--calibration, now {options.calibration})"
-    bits = ", 8-bit weights on CPUs with VNNI (--weight-bits 8)" if options.weight_bits == 7 else ""
-    return f"Try {more}{bits}, or looser limits (--gate-drop, --gate-agreement)"
+    other = "8-bit weights on CPUs with VNNI (--weight-bits 8)"
+    if options.weight_bits == 8:
+        other = "codes that saturate on no CPU (--weight-bits 7)"
+    return f"Try {more}, {other}, or looser limits (--gate-drop, --gate-agreement)"
 
 
 def judge(kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
@@ -236,26 +258,13 @@ def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]
 
 
 def float_steps(model: onnx.ModelProto) -> list[str]:
-    """Nodes that compute in float, by name."""
-    plumbing = {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Transpose",
-        "Relu",
-        "Clip",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "MaxPool",
-    }
-    made = {name: node for node in model.graph.node for name in node.output}
-    found = []
-    for node in model.graph.node:
-        weights = made.get(node.input[1]) if node.op_type == "Conv" else None
-        quantised = weights is not None and weights.op_type == "DequantizeLinear"
-        if node.op_type not in plumbing and not quantised and node.op_type not in {"Add", "Mul", "Concat", "Pad"}:
-            found.append(node.name)
-    return found
+    """Nodes that multiply in float, by name."""
+    codes = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in {"Conv", "MatMul", "Gemm"} and node.input[1] not in codes
+    ]
 
 
 def write(report: dict[str, Any], work: Path, stage: Path, candidate: Candidate) -> dict[str, Any]:

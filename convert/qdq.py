@@ -6,7 +6,7 @@ Source: onnxruntime.ai, "Quantize ONNX models", QDQ representation.
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from convert.graph import Array, Step, constants, like, rename, steps
+from convert.graph import Array, Step, affine, constants, like, pointwise, rename, steps
 from convert.ranges import Range
 from convert.walk import Quantisation
 
@@ -39,43 +39,78 @@ class Writer:
 
     def quantise(self, name: str, span: Range) -> None:
         """Make a float tensor u8, and what reads it read the codes' values."""
-        self.nodes.append(helper.make_node("QuantizeLinear", [name, *self.parameters(name, span)], [f"{name}_q"]))
+        source = self.renamed.get(name, name)
+        self.nodes.append(helper.make_node("QuantizeLinear", [source, *self.parameters(name, span)], [f"{name}_q"]))
         self.dequantise(f"{name}_q", name, span)
 
-    def per_channel(self, name: str, codes: Array, scale: Array) -> str:
-        """Integer weights or bias, one scale an output channel; the name of their values."""
+    def per_channel(self, name: str, codes: Array, scale: Array, axis: int = 0) -> str:
+        """Integer weights or bias, one scale an output channel on `axis`; the name of their values."""
         zero = np.zeros(len(scale), codes.dtype)
         inputs = [
             self.constant(f"{name}_codes", codes),
             self.constant(f"{name}_scale", scale),
             self.constant(f"{name}_zero_point", zero),
         ]
-        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], axis=0))
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], axis=axis))
         return f"{name}_dq"
 
-    def convolution(self, step: Step) -> list[str]:
+    def convolution(self, node: NodeProto, name: str) -> list[str]:
         """Inputs of an int8 convolution: s8 weights, and s32 bias in units of input scale times weight scale."""
-        node, rounded = step.nodes[0], self.quantisation.weights[step.name]
-        source, weight = node.input[0], node.input[1]
+        rounded, (source, weight) = self.quantisation.weights[name], node.input[:2]
         unit = rounded.scale.astype(np.float64) * self.quantisation.ranges[source].scale
         bias = np.clip(np.rint(rounded.bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
         return [
             self.renamed[source],
-            self.per_channel(f"{step.name}_weight", rounded.codes.reshape(self.values[weight].shape), rounded.scale),
-            self.per_channel(f"{step.name}_bias", bias, unit.astype(np.float32)),
+            self.per_channel(f"{name}_weight", rounded.codes.reshape(self.values[weight].shape), rounded.scale),
+            self.per_channel(f"{name}_bias", bias, unit.astype(np.float32)),
         ]
+
+    def product(self, node: NodeProto, name: str) -> list[NodeProto]:
+        """A 1x1 convolution of u8 codes with float results: a matrix product over channels, behind which ONNX Runtime
+        finds no QuantizeLinear and so fuses to MatMulIntegerToFloat."""
+        rounded, out = self.quantisation.weights[name], node.output[0]
+        weight = self.per_channel(f"{name}_weight", rounded.codes.T, rounded.scale, axis=1)
+        bias = self.constant(f"{name}_bias", rounded.bias.reshape(1, -1, 1, 1))
+        last, product = f"{name}_channels_last", f"{name}_product"
+        return [
+            helper.make_node("Transpose", [self.renamed[node.input[0]]], [last], last, perm=[0, 2, 3, 1]),
+            helper.make_node("MatMul", [last, weight], [f"{product}_last"], product),
+            helper.make_node("Transpose", [f"{product}_last"], [product], f"{product}_first", perm=[0, 3, 1, 2]),
+            helper.make_node("Add", [product, bias], [out], f"{name}_shifted"),
+        ]
+
+    def affine(self, node: NodeProto, name: str) -> list[NodeProto]:
+        """A depthwise 1x1 convolution of float values as what it is: a factor and a shift for each channel."""
+        scale = self.constant(f"{name}_factor", self.values[node.input[1]].reshape(1, -1, 1, 1))
+        shift = self.constant(f"{name}_shift", self.values[node.input[2]].reshape(1, -1, 1, 1))
+        source = self.renamed.get(node.input[0], node.input[0])
+        return [
+            helper.make_node("Mul", [source, scale], [f"{name}_scaled"], f"{name}_scaling"),
+            helper.make_node("Add", [f"{name}_scaled", shift], [node.output[0]], f"{name}_shifting"),
+        ]
+
+    def main(self, step: Step) -> list[NodeProto]:
+        """A step without its activation."""
+        node = step.nodes[0]
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        rename(copy.input, self.renamed)
+        if step.name in self.quantisation.weights:
+            if pointwise(node, self.values) and step.outputs[0] not in self.quantisation.ranges:
+                return self.product(node, step.name)
+            inputs = self.convolution(node, step.name)
+            del copy.input[:]
+            copy.input.extend(inputs)
+        elif affine(node, self.values) and len(node.input) > 2:
+            return self.affine(node, step.name)
+        return [copy]
 
     def step(self, step: Step) -> None:
         """A step's nodes, reading what is quantised by its codes."""
-        for place, node in enumerate(step.nodes):
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            rename(copy.input, self.renamed)
-            if place == 0 and step.name in self.quantisation.weights:
-                inputs = self.convolution(step)
-                del copy.input[:]
-                copy.input.extend(inputs)
-            self.nodes.append(copy)
+        if step.op == "Identity":
+            self.renamed[step.outputs[0]] = self.renamed.get(step.inputs[0], step.inputs[0])
+        else:
+            self.nodes.extend([*self.main(step), *step.nodes[1:]])
         if span := self.quantisation.ranges.get(step.outputs[0]):
             self.quantise(step.outputs[0], span)
 

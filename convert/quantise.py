@@ -1,6 +1,7 @@
-"""The search: cheapest recipe first, until a score on the tuning photos is safely inside the gate."""
+"""The search: everything in int8 first, then tensors kept float where it pays most, until a score on the tuning photos
+is safely inside the gate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from convert import qdq, verify
-from convert.graph import PASSING, steps
+from convert.graph import PASSING, constants, pointwise, steps
 from convert.optimise import Folded
 from convert.photos import Photo
 from convert.progress import Progress
@@ -18,10 +19,9 @@ from convert.verify import Gate, Score
 from convert.walk import Quantisation, Recipe, walk
 from service.image import Contract
 
-CLIPS = ("mse", "percentile 99.999")
 SAFETY = 0.5  # points of agreement above the gate: the tuning photos are a sample too
-CANDIDATES = 24  # tensors whose effect on the answers is measured, those with the most noise of their own
-PROBES = 160  # photos a measurement
+CANDIDATES = 64  # tensors whose effect on the answers is measured, those with the most noise of their own
+PROBES = 120  # photos a measurement
 LEAST_GAIN = 0.02  # of mean |dp|: a tensor that brings less does not pay
 MOST_FLOAT_MACS = 0.10  # share of the multiplications that may stay in float
 
@@ -60,17 +60,16 @@ class Search:
 
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
         """The first candidate safely inside the gate, else the one that agrees most; and the measured effects."""
-        tried, effects = [], list[Effect]()
-        for clip in CLIPS:
-            tried.append(self.attempt(Recipe(clip, weight_bits)))
+        tried = [self.attempt(Recipe(weight_bits=weight_bits))]
+        if self.safe(tried[0]):
+            return tried[0], []
+        effects = self.effects(tried[0])
+        macs = tried[0].quantisation.macs
+        worthy = [effect for effect in effects if effect.gain >= LEAST_GAIN]
+        for kept in portions(worthy, lambda names: share_of_macs(self.folded.model, macs, names)):
+            tried.append(self.attempt(replace(tried[0].recipe, keep_float=kept)))
             if self.safe(tried[-1]):
-                return tried[-1], effects
-        start = max(tried, key=lambda one: one.score.agreement)
-        effects = self.effects(start)
-        for kept in portions([effect for effect in effects if effect.gain >= LEAST_GAIN]):
-            tried.append(self.attempt(replace(start.recipe, keep_float=kept)))
-            if self.safe(tried[-1]):
-                return tried[-1], effects
+                break
         return max(tried, key=lambda one: one.score.agreement), effects
 
     def safe(self, candidate: Candidate) -> bool:
@@ -114,7 +113,7 @@ class Search:
             before = error(base.quantisation, tick)
             for name in names:
                 gain = 1 - error(without(self.folded.model, base.quantisation, name), tick) / max(before, 1e-12)
-                found.append(Effect(name, gain, share_of_macs(self.folded.model, base.quantisation.macs, name)))
+                found.append(Effect(name, gain, share_of_macs(self.folded.model, base.quantisation.macs, {name})))
         return sorted(found, key=lambda effect: -effect.gain)
 
 
@@ -125,26 +124,33 @@ def probed(model: ModelProto, quantisation: Quantisation) -> list[str]:
     return sorted(noise, key=lambda name: -noise[name])[:CANDIDATES]
 
 
+def moved(model: ModelProto, names: Set[str]) -> set[str]:
+    """The steps that compute in float when these tensors stay float: all readers, and writers that give u8 only."""
+    values = constants(model)
+    return {
+        step.name
+        for step in steps(model)
+        if not names.isdisjoint(step.inputs) or not (names.isdisjoint(step.outputs) or pointwise(step.nodes[0], values))
+    }
+
+
 def without(model: ModelProto, quantisation: Quantisation, name: str) -> Quantisation:
-    """The same quantisation with one tensor, and the weights of what writes or reads it, in float."""
-    touching = {step.name for step in steps(model) if name in (*step.inputs, *step.outputs)}
+    """The same quantisation with one tensor, and the weights of what then computes in float, as they were."""
     ranges = {key: value for key, value in quantisation.ranges.items() if key != name}
-    weights = {key: value for key, value in quantisation.weights.items() if key not in touching}
+    gone = moved(model, {name})
+    weights = {key: value for key, value in quantisation.weights.items() if key not in gone}
     return replace(quantisation, ranges=ranges, weights=weights)
 
 
-def share_of_macs(model: ModelProto, macs: Mapping[str, int], name: str) -> float:
-    """Share of all multiplications that move to float kernels with a tensor."""
-    touching = [step.name for step in steps(model) if name in (*step.inputs, *step.outputs)]
-    return sum(macs.get(step, 0) for step in touching) / max(sum(macs.values()), 1)
+def share_of_macs(model: ModelProto, macs: Mapping[str, int], names: Set[str]) -> float:
+    """Share of all multiplications that move to float kernels when these tensors stay float."""
+    return sum(macs.get(step, 0) for step in moved(model, names)) / max(sum(macs.values()), 1)
 
 
-def portions(effects: Sequence[Effect]) -> list[frozenset[str]]:
-    """The 1, 2, 4 and 8 best tensors to keep float, as long as their multiplications stay few."""
-    affordable, spent = [], 0.0
+def portions(effects: Sequence[Effect], share: Callable[[Set[str]], float]) -> list[frozenset[str]]:
+    """The 2, 4 and 8 best tensors to keep float, as long as their multiplications (`share`) stay few."""
+    kept = list[str]()
     for effect in effects:
-        if spent + effect.macs <= MOST_FLOAT_MACS:
-            affordable.append(effect.tensor)
-            spent += effect.macs
-    counts = [count for count in (1, 2, 4, 8) if count <= len(affordable)]
-    return [frozenset(affordable[:count]) for count in counts]
+        if share({*kept, effect.tensor}) <= MOST_FLOAT_MACS:
+            kept.append(effect.tensor)
+    return list(dict.fromkeys(frozenset(kept[:count]) for count in (2, 4, 8) if kept))

@@ -2,9 +2,11 @@
 
 Every step runs on the float network's tensors and on those that the quantised network really has at this point. So each
 layer's weights are rounded against the errors before it, and each range is chosen on the values to be quantised. Only
-live tensors are kept: the float network's as float16, quantised ones as u8 codes.
+live tensors are kept, in files: the float network's as float16, quantised ones as u8 codes.
 """
 
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from convert import ranges
+from convert import ranges, streams
 from convert.graph import (
-    ELEMENTWISE,
     PASSING,
     Array,
     Step,
@@ -26,6 +27,7 @@ from convert.graph import (
     rename,
     session,
     steps,
+    weighted,
 )
 from convert.ranges import Range
 from convert.rounding import Moments, Rounded, round_layer
@@ -56,12 +58,38 @@ class Quantisation:
     macs: dict[str, int] = field(default_factory=dict)
 
 
+class Stored(Sequence[Array]):
+    """Batches of one tensor in a file that goes with it, read one at a time: what must fit memory is one batch."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  closed by the next line, when nobody holds the batches
+        weakref.finalize(self, self.file.close)
+        self.places: list[tuple[int, np.dtype[Any], tuple[int, ...]]] = []
+
+    def append(self, batch: Array) -> None:
+        """Store one more batch."""
+        self.places.append((self.file.seek(0, 2), batch.dtype, batch.shape))
+        self.file.write(np.ascontiguousarray(batch).data)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        offset, dtype, shape = self.places[index]
+        batch = np.empty(shape, dtype)
+        self.file.seek(offset)
+        self.file.readinto(batch.data)
+        return batch
+
+
 @dataclass
 class Live:
-    """One tensor in both networks, a list of stored batches each; `actual` are codes where it has a range."""
+    """One tensor in both networks, stored in batches; `actual` are codes where it has a range."""
 
-    reference: list[Array]
-    actual: list[Array]
+    reference: Sequence[Array]
+    actual: Sequence[Array]
     span: Range | None
 
 
@@ -69,20 +97,9 @@ class Live:
 class Outputs:
     """A step's output in batches, and its smallest and largest value."""
 
-    batches: list[Array]
+    batches: Sequence[Array]
     low: float
     high: float
-
-
-def int8_steps(model: ModelProto, found: Sequence[Step], keep_float: frozenset[str]) -> dict[str, Step]:
-    """The steps that run on int8 kernels, by name: convolutions, and arithmetic between computed tensors."""
-    values, chosen = constants(model), {}
-    for step in found:
-        conv = step.op == "Conv" and step.nodes[0].input[1] in values
-        arithmetic = step.op in ELEMENTWISE and len(step.inputs) > 1
-        if (conv or arithmetic) and keep_float.isdisjoint((*step.inputs, *step.outputs)):
-            chosen[step.name] = step
-    return chosen
 
 
 def walk(
@@ -97,8 +114,7 @@ def walk(
     With `entry` the pixels are the graph's input as they are, else they stay uint8 and the graph casts them itself.
     """
     found, values = steps(model), constants(model)
-    int8 = int8_steps(model, found, recipe.keep_float)
-    wanted = {name for step in int8.values() for name in (*step.inputs, *step.outputs)}
+    placement = streams.place(model, recipe.keep_float, entry=entry is not None)
     last_use = {name: place for place, step in enumerate(found) for name in step.inputs}
     source = model.graph.input[0].name
     result = Quantisation(ranges={source: entry} if entry else {})
@@ -107,17 +123,17 @@ def walk(
         inputs = [live[name] for name in step.inputs]
         exact = part(model, step)
         reference = run(exact, step, [one.reference for one in inputs], [None] * len(inputs))
-        if step.op == "Conv" and step.nodes[0].input[1] in values:
+        if weighted(step.nodes[0], values):
             result.macs[step.name] = macs(values[step.nodes[0].input[1]], reference.batches[0])
-            if step.name in int8 and recipe.weight_bits:
+            if step.name in placement.int8:
                 rounded = round_convolution(step.nodes[0], values, inputs[0], recipe.weight_bits)
                 result.weights[step.name] = rounded
                 exact = with_weights(exact, rounded, values)
         actual, spans = [one.actual for one in inputs], [one.span for one in inputs]
         span = None
-        if step.outputs[0] in wanted or step.op in PASSING:
+        if step.outputs[0] in placement.u8:
             probe = run(exact, step, [one[:PROBED] for one in actual], spans)
-            span = output_range(step, probe, wanted, result, recipe)
+            span = output_range(step, probe, result, recipe)
         live[step.outputs[0]] = Live(reference.batches, run(exact, step, actual, spans, span).batches, span)
         for dead in [name for name in live if last_use.get(name, -1) <= place]:
             del live[dead]
@@ -147,11 +163,14 @@ def run(
     dtypes = [one[0].dtype for one in inputs]
     for kind in (TensorProto.UINT8,) if span else (TensorProto.FLOAT16, TensorProto.FLOAT):
         engine = session(storing(model, step, dtypes, [*spans, span], kind), 2)
-        found = [engine.run(None, dict(zip(step.inputs, feed, strict=True))) for feed in zip(*inputs, strict=True)]
-        low, high = min(float(one[1]) for one in found), max(float(one[2]) for one in found)
+        stored, low, high = Stored(), np.inf, -np.inf
+        for feed in zip(*inputs, strict=True):
+            batch, least, most = engine.run(None, dict(zip(step.inputs, feed, strict=True)))
+            stored.append(batch)
+            low, high = min(low, float(least)), max(high, float(most))
         if max(-low, high) < FLOAT16_SAFE:
             break
-    return Outputs([one[0] for one in found], low, high)
+    return Outputs(stored, low, high)
 
 
 def storing(
@@ -208,18 +227,16 @@ def copied(node: NodeProto, renamed: dict[str, str]) -> NodeProto:
     return copy
 
 
-def output_range(step: Step, outputs: Outputs, wanted: set[str], result: Quantisation, recipe: Recipe) -> Range | None:
-    """The range of a step's output, recorded with its noise; None where it stays float."""
+def output_range(step: Step, outputs: Outputs, result: Quantisation, recipe: Recipe) -> Range:
+    """The range of a step's u8 output, recorded with its noise."""
     name = step.outputs[0]
-    if name in recipe.keep_float:
-        return None
-    if step.op in PASSING and step.inputs and step.inputs[0] in result.ranges:
+    if step.op in PASSING and step.inputs[0] in result.ranges:
         result.ranges[name] = result.ranges[step.inputs[0]]
-    elif name in wanted:
+    else:
         values = ranges.sample(outputs.batches)
         result.ranges[name] = ranges.choose(values, outputs.low, outputs.high, recipe.clip)
         result.noise[name] = result.ranges[name].noise(values)
-    return result.ranges.get(name)
+    return result.ranges[name]
 
 
 def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, bits: int) -> Rounded:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.pipeline import Options, advice, judge
+from convert.errors import GateRefusedError
+from convert.pipeline import Options, advice, check_portable, judge
 from convert.quantise import Effect, portions
 from convert.timing import Timed
 
@@ -34,10 +35,21 @@ def test_advice_names_options_that_exist_and_help() -> None:
     options = Options(Path("x"), "x", Path("images"), calibration=128)
     assert "--calibration, now 128" in advice(options)
     assert "--weight-bits 8" in advice(options)
-    assert "--weight-bits 8" not in advice(Options(Path("x"), "x", Path("images"), weight_bits=8))
+    assert "--weight-bits 7" in advice(Options(Path("x"), "x", Path("images"), weight_bits=8))
+
+
+def test_answers_that_depend_on_the_cpu_are_refused() -> None:
+    found = {"agreement": 90.0, "photos": 64, "other_cpu": "Haswell"}
+    with pytest.raises(GateRefusedError, match=r"only 90.0 % of 64 answers are the same on Haswell, limit 99 %"):
+        check_portable(found, 7)
+    check_portable(found, 8)
+    check_portable({**found, "agreement": 98.4}, 7)  # one of 64: no proof
+    check_portable({"skipped": "no emulator"}, 7)
 
 
 def test_tensors_are_kept_float_as_long_as_they_are_cheap() -> None:
-    effects = [Effect("a", 0.5, 0.05), Effect("costly", 0.4, 0.2), Effect("b", 0.3, 0.03), Effect("c", 0.2, 0.01)]
-    assert portions(effects) == [frozenset("a"), frozenset("ab")]
-    assert portions([]) == []
+    effects = [Effect(name, 0.5, 0.0) for name in ("a", "costly", "b", "c", "d")]
+    cost = {"a": 0.05, "costly": 0.2, "b": 0.03, "c": 0.01, "d": 0.001}
+    found = portions(effects, lambda names: sum(cost[name] for name in names))
+    assert found == [frozenset("ab"), frozenset("abcd")]
+    assert portions([], lambda _: 0.0) == []
