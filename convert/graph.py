@@ -77,6 +77,14 @@ def affine(node: NodeProto, values: Mapping[str, Array]) -> bool:
     )
 
 
+def passed(conv: NodeProto, values: Mapping[str, Array], shift: Array) -> Array:
+    """What a shift `[C]` of its input adds to an unpadded convolution's output, `[O]`."""
+    weight, groups = values[conv.input[1]].astype(np.float64).sum((2, 3)), attribute(conv, "group", 1)
+    by_group = weight.reshape(groups, -1, weight.shape[1])
+    found: Array = np.einsum("goi,gi->go", by_group, shift.reshape(groups, -1)).reshape(-1)
+    return found
+
+
 def add_constant(model: ModelProto, name: str, value: Array) -> str:
     """Store an initializer and return its name."""
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))

@@ -68,21 +68,24 @@ class Writer:
     def product(self, node: NodeProto, name: str) -> list[NodeProto]:
         """A 1x1 convolution of u8 codes with float results: a matrix product over channels, behind which ONNX Runtime
         finds no QuantizeLinear and so fuses to MatMulIntegerToFloat."""
-        rounded, out = self.quantisation.weights[name], node.output[0]
+        rounded = self.quantisation.weights[name]
         weight = self.per_channel(f"{name}_weight", rounded.codes.T, rounded.scale, axis=1)
-        bias = self.constant(f"{name}_bias", rounded.bias.reshape(1, -1, 1, 1))
-        last, product = f"{name}_channels_last", f"{name}_product"
-        return [
+        last, product = f"{name}_channels_last", f"{name}_product" if rounded.bias.any() else node.output[0]
+        nodes = [
             helper.make_node("Transpose", [self.renamed[node.input[0]]], [last], last, perm=[0, 2, 3, 1]),
-            helper.make_node("MatMul", [last, weight], [f"{product}_last"], product),
-            helper.make_node("Transpose", [f"{product}_last"], [product], f"{product}_first", perm=[0, 3, 1, 2]),
-            helper.make_node("Add", [product, bias], [out], f"{name}_shifted"),
+            helper.make_node("MatMul", [last, weight], [f"{last}_product"], f"{name}_product"),
+            helper.make_node("Transpose", [f"{last}_product"], [product], f"{name}_first", perm=[0, 3, 1, 2]),
         ]
+        if rounded.bias.any():
+            bias = self.constant(f"{name}_bias", rounded.bias.reshape(1, -1, 1, 1))
+            nodes.append(helper.make_node("Add", [product, bias], node.output, f"{name}_shifted"))
+        return nodes
 
     def affine(self, node: NodeProto, name: str) -> list[NodeProto]:
         """A depthwise 1x1 convolution of float values as what it is: a factor and a shift for each channel."""
         scale = self.constant(f"{name}_factor", self.values[node.input[1]].reshape(1, -1, 1, 1))
-        shift = self.constant(f"{name}_shift", self.values[node.input[2]].reshape(1, -1, 1, 1))
+        bias = self.quantisation.biases.get(name, self.values[node.input[2]])
+        shift = self.constant(f"{name}_shift", bias.reshape(1, -1, 1, 1))
         source = self.renamed.get(node.input[0], node.input[0])
         return [
             helper.make_node("Mul", [source, scale], [f"{name}_scaled"], f"{name}_scaling"),
@@ -103,6 +106,9 @@ class Writer:
             copy.input.extend(inputs)
         elif affine(node, self.values) and len(node.input) > 2:
             return self.affine(node, step.name)
+        elif step.name in self.quantisation.biases:
+            del copy.input[2:]
+            copy.input.append(self.constant(f"{step.name}_bias", self.quantisation.biases[step.name]))
         return [copy]
 
     def step(self, step: Step) -> None:

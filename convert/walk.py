@@ -8,7 +8,7 @@ live tensors are kept, in files: the float network's as float16, quantised ones 
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from convert.graph import (
     constants,
     like,
     part,
+    passed,
     rename,
     session,
     steps,
@@ -49,11 +50,12 @@ class Recipe:
 
 @dataclass
 class Quantisation:
-    """Ranges of the u8 tensors, codes of the weights by step name, each tensor's own rounding noise (its share of the
-    tensor's variance), and the multiplications of each convolution for one photo."""
+    """Ranges of the u8 tensors; by step name, codes of int8 weights and biases of float convolutions; each tensor's own
+    rounding noise (its share of the tensor's variance); and the multiplications of each convolution for one photo."""
 
     ranges: dict[str, Range] = field(default_factory=dict)
     weights: dict[str, Rounded] = field(default_factory=dict)
+    biases: dict[str, Array] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
 
@@ -126,9 +128,14 @@ def walk(
         if weighted(step.nodes[0], values):
             result.macs[step.name] = macs(values[step.nodes[0].input[1]], reference.batches[0])
             if step.name in placement.int8:
-                rounded = round_convolution(step.nodes[0], values, inputs[0], recipe.weight_bits)
+                gives = step.outputs[0] in placement.u8 or not streams.absorbed(model, values, step.outputs[0])
+                rounded = round_convolution(step.nodes[0], values, inputs[0], recipe.weight_bits, correct=gives)
                 result.weights[step.name] = rounded
-                exact = with_weights(exact, rounded, values)
+                exact = with_constants(exact, rounded.values(values[step.nodes[0].input[1]].shape), rounded.bias)
+            elif inputs[0].span is None and step.inputs[0] != source:
+                bias = corrected(step.nodes[0], values, inputs[0])
+                result.biases[step.name] = bias
+                exact = with_constants(exact, values[step.nodes[0].input[1]], bias)
         actual, spans = [one.actual for one in inputs], [one.span for one in inputs]
         span = None
         if step.outputs[0] in placement.u8:
@@ -239,8 +246,9 @@ def output_range(step: Step, outputs: Outputs, result: Quantisation, recipe: Rec
     return result.ranges[name]
 
 
-def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, bits: int) -> Rounded:
-    """Codes of a convolution's weights from sampled patches of its input."""
+def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, bits: int, *, correct: bool) -> Rounded:
+    """Codes of a convolution's weights from sampled patches of its input. With `correct` its bias takes the mean error
+    out; without, the bias is left to what reads the output."""
     weight = values[node.input[1]]
     bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(weight.shape[0], np.float32)
     moments, rng = Moments(attribute(node, "group", 1)), np.random.default_rng(0)
@@ -251,7 +259,17 @@ def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, b
         codes = patches(node, weight.shape, moments.groups, z, where=where, span=span)
         moments.add(exact.astype(np.float32), decode(codes, span))
     order, unit = kernel_order(weight.shape), span.scale if span else 1.0
-    return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
+    rounded = round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
+    return rounded if correct else replace(rounded, bias=bias)
+
+
+def corrected(node: NodeProto, values: dict[str, Array], source: Live) -> Array:
+    """The bias of a float convolution that takes the mean error of its input out, `[O]`."""
+    pairs = zip(source.reference, source.actual, strict=True)
+    error = np.mean([(x.astype(np.float32) - z.astype(np.float32)).mean((0, 2, 3)) for x, z in pairs], axis=0)
+    bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(values[node.input[1]].shape[0], np.float32)
+    found: Array = (bias + passed(node, values, error)).astype(np.float32)
+    return found
 
 
 def kernel_order(shape: Sequence[int]) -> NDArray[np.intp]:
@@ -307,13 +325,11 @@ def patches(
     return np.ascontiguousarray(taken.transpose(1, 0, 2))
 
 
-def with_weights(model: ModelProto, rounded: Rounded, values: dict[str, Array]) -> ModelProto:
-    """A step's model with the weights and bias that the int8 kernel will use."""
+def with_constants(model: ModelProto, weight: Array, bias: Array) -> ModelProto:
+    """A step's model with another weight and bias of its convolution."""
     conv = model.graph.node[0]
-    shape = values[conv.input[1]].shape
-    weight = (rounded.codes * rounded.scale[:, None]).reshape(shape).astype(np.float32)
     del conv.input[2:]
-    conv.input[1:] = ["rounded_weight", "rounded_bias"]
-    model.graph.initializer.append(numpy_helper.from_array(weight, "rounded_weight"))
-    model.graph.initializer.append(numpy_helper.from_array(rounded.bias, "rounded_bias"))
+    conv.input[1:] = ["new_weight", "new_bias"]
+    model.graph.initializer.append(numpy_helper.from_array(weight, "new_weight"))
+    model.graph.initializer.append(numpy_helper.from_array(bias, "new_bias"))
     return model

@@ -196,16 +196,56 @@ def test_what_reads_a_sum_in_int8_gets_a_copy_to_round() -> None:
     assert np.abs(answers - expected).mean() < 0.02 * expected.std()
 
 
-def test_centring_keeps_all_answers_and_uses_all_codes_of_a_sum() -> None:
+def test_a_normalised_sum_is_scaled_in_float_and_rounded_after_its_activation() -> None:
+    nodes = [
+        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w0"], ["s0"], name="stem"),
+        node("Conv", ["s0", "w1"], ["p"], name="branch"),
+        node("Add", ["s0", "p"], ["s1"], name="sum"),
+        node("Conv", ["s1", "factor", "shift"], ["n"], name="normalise", group=6),
+        node("Relu", ["n"], ["r"], name="relu"),
+        node("Conv", ["r", "w2"], ["probabilities"], name="last"),
+    ]
+    weights = {
+        "w0": normal(6, 3, 3, 3) * 0.4,
+        "w1": normal(6, 6, 1, 1, seed=1),
+        "factor": normal(6, 1, 1, 1, seed=2) + 2,
+        "shift": normal(6, seed=3),
+        "w2": normal(5, 6, 1, 1, seed=4),
+    }
+    model = graph(nodes, weights, [12, 12, 3])
+    found = walk(model, batches(), ENTRY, Recipe(), lambda: None)
+    assert found.ranges.keys() == {"image", "t", "s0", "r"}
+    written = qdq.write(model, found)
+    assert Counter(one.op_type for one in written.graph.node)["Conv"] == 1  # the stem; 1x1 ones are products
+    assert fused(written)["MatMulIntegerToFloat"] == 2
+    image = np.concatenate(batches())
+    expected, answers = run(model, ENTRY.dequantise(image))[0], run(written, image)[0]
+    assert np.abs(answers - expected).mean() < 0.02 * expected.std()
+
+
+def test_centring_keeps_all_answers_and_uses_all_codes_of_a_signed_tensor() -> None:
     model, plain = stream(), stream()
     split(model)
     centre(model, batches(), ENTRY, lambda: None)
     image = ENTRY.dequantise(np.concatenate(batches()))
     assert run(model, image)[0] == pytest.approx(run(plain, image)[0], abs=1e-4)
-    for name in ("s0", "s1_copy", "s2"):
-        values = run(model, image, name)[0]
-        low, high = values.min((0, 2, 3)), values.max((0, 2, 3))
-        assert low + high == pytest.approx(0, abs=1e-4 * float((high - low).max()))
+    values = run(model, image, "s0")[0]
+    low, high = values.min((0, 2, 3)), values.max((0, 2, 3))
+    assert low + high == pytest.approx(0, abs=1e-4 * float((high - low).max()))
+
+
+def test_products_for_sums_give_their_biases_away() -> None:
+    model = stream()
+    split(model)
+    centre(model, batches(), ENTRY, lambda: None)
+    biased = {one.name for one in model.graph.node if one.op_type == "Conv" and len(one.input) > 2}
+    assert biased == {"stem", "e1", "e2", "last"}
+    written = qdq.write(model, walk(model, batches(), ENTRY, Recipe(), lambda: None))
+    assert fused(written)["Add"] == 3  # two sums, and the bias of the last product, which an activation reads
+    image = np.concatenate(batches())
+    expected, answers = run(stream(), ENTRY.dequantise(image))[0], run(written, image)[0]
+    assert np.abs(answers - expected).mean() < 0.02 * expected.std()
 
 
 def test_int8_kernels_give_the_walks_own_tensors_within_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
