@@ -29,11 +29,12 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy convert service perf
 	$(BIN)/lint-imports
 
-# The packages of this repository again, from a folder of Keras files and one of photos.
+# The packages of this repository again, from a folder of Keras files and one of photos, NAME:CALIBRATION-PHOTOS.
 LABELS ?= docs/food11-labels.txt
 models: .venv/dev.stamp
-	for name in previous mobilenet_v2 resnet101_v2; do \
-	  $(BIN)/python -m convert $(MODELS)/$$name.keras --name $$name --images $(IMAGES) --labels $(LABELS) --replace || exit; \
+	for model in previous:1024 mobilenet_v2:512 resnet101_v2:512; do name=$${model%:*}; \
+	  $(BIN)/python -m convert $(MODELS)/$$name.keras --name $$name --images $(IMAGES) --labels $(LABELS) \
+	    --calibration $${model#*:} --gate-drop 0.3 --replace || exit; \
 	done
 
 # Exact pins with hashes for every supported Python and platform at once, without addresses.

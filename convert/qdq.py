@@ -70,16 +70,14 @@ class Writer:
         finds no QuantizeLinear and so fuses to MatMulIntegerToFloat."""
         rounded = self.quantisation.weights[name]
         weight = self.per_channel(f"{name}_weight", rounded.codes.T, rounded.scale, axis=1)
-        last, product = f"{name}_channels_last", f"{name}_product" if rounded.bias.any() else node.output[0]
-        nodes = [
+        bias = self.constant(f"{name}_bias", rounded.bias.reshape(1, -1, 1, 1))
+        last, product = f"{name}_channels_last", f"{name}_product"
+        return [
             helper.make_node("Transpose", [self.renamed[node.input[0]]], [last], last, perm=[0, 2, 3, 1]),
-            helper.make_node("MatMul", [last, weight], [f"{last}_product"], f"{name}_product"),
-            helper.make_node("Transpose", [f"{last}_product"], [product], f"{name}_first", perm=[0, 3, 1, 2]),
+            helper.make_node("MatMul", [last, weight], [f"{product}_last"], product),
+            helper.make_node("Transpose", [f"{product}_last"], [product], f"{product}_first", perm=[0, 3, 1, 2]),
+            helper.make_node("Add", [product, bias], node.output, f"{name}_shifted"),
         ]
-        if rounded.bias.any():
-            bias = self.constant(f"{name}_bias", rounded.bias.reshape(1, -1, 1, 1))
-            nodes.append(helper.make_node("Add", [product, bias], node.output, f"{name}_shifted"))
-        return nodes
 
     def affine(self, node: NodeProto, name: str) -> list[NodeProto]:
         """A depthwise 1x1 convolution of float values as what it is: a factor and a shift for each channel."""

@@ -1,5 +1,5 @@
-"""The search: everything in int8 first, then tensors kept float where it pays most, until a score on the tuning photos
-is safely inside the gate."""
+"""The search: everything in int8, and if that is not safely inside the gate on the tuning photos, tensors kept float
+where it pays most."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ SAFETY = 0.5  # points of agreement above the gate: the tuning photos are a samp
 CANDIDATES = 64  # tensors whose effect on the answers is measured, those with the most noise of their own
 PROBES = 120  # photos a measurement
 LEAST_GAIN = 0.02  # of mean |dp|: a tensor that brings less does not pay
+MOST_FLOAT = 8  # tensors that may stay float
 MOST_FLOAT_MACS = 0.18  # share of the multiplications that may stay in float
 
 
@@ -59,17 +60,14 @@ class Search:
     progress: Progress
 
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
-        """The first candidate safely inside the gate, else the one nearest to float; and the measured effects."""
-        tried = [self.attempt(Recipe(weight_bits=weight_bits))]
-        if self.safe(tried[0]):
-            return tried[0], []
-        effects = self.effects(tried[0])
-        macs = tried[0].quantisation.macs
+        """All int8 where that is safely inside the gate, else the candidate nearest to float; and measured effects."""
+        whole = self.attempt(Recipe(weight_bits=weight_bits))
+        if self.safe(whole):
+            return whole, []
+        effects, macs = self.effects(whole), whole.quantisation.macs
         worthy = [effect for effect in effects if effect.gain >= LEAST_GAIN]
-        for kept in portions(worthy, lambda names: share_of_macs(self.folded.model, macs, names)):
-            tried.append(self.attempt(replace(tried[0].recipe, keep_float=kept)))
-            if self.safe(tried[-1]):
-                break
+        kept = affordable(worthy, lambda names: share_of_macs(self.folded.model, macs, names))
+        tried = [whole, self.attempt(replace(whole.recipe, keep_float=kept))] if kept else [whole]
         return min(tried, key=lambda one: one.score.mean_dp), effects
 
     def safe(self, candidate: Candidate) -> bool:
@@ -148,10 +146,10 @@ def share_of_macs(model: ModelProto, macs: Mapping[str, int], names: Set[str]) -
     return sum(macs.get(step, 0) for step in moved(model, names)) / max(sum(macs.values()), 1)
 
 
-def portions(effects: Sequence[Effect], share: Callable[[Set[str]], float]) -> list[frozenset[str]]:
-    """The 2 and 8 best tensors to keep float, as long as their multiplications (`share`) stay few."""
-    kept = list[str]()
+def affordable(effects: Sequence[Effect], share: Callable[[Set[str]], float]) -> frozenset[str]:
+    """The best tensors to keep float, as long as their multiplications (`share`) stay few."""
+    kept = set[str]()
     for effect in effects:
-        if share({*kept, effect.tensor}) <= MOST_FLOAT_MACS:
-            kept.append(effect.tensor)
-    return list(dict.fromkeys(frozenset(kept[:count]) for count in (2, 8) if kept))
+        if len(kept) < MOST_FLOAT and share({*kept, effect.tensor}) <= MOST_FLOAT_MACS:
+            kept.add(effect.tensor)
+    return frozenset(kept)

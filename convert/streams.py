@@ -5,7 +5,7 @@ tensors, and what feeds nothing else, stay float, and convolutions read a u8 cop
 of its int8 products (ONNX Runtime's MatMulIntegerToFloat, see convert.qdq); other int8 kernels give u8 only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, helper
@@ -16,10 +16,8 @@ from convert.graph import (
     Array,
     Step,
     affine,
-    attribute,
     constants,
     pointwise,
-    readers,
     rename,
     steps,
     weighted,
@@ -76,19 +74,6 @@ def place(model: ModelProto, keep_float: frozenset[str], *, entry: bool) -> Plac
         if rounds and out not in keep_float:
             u8.add(out)
     return Placement(frozenset(int8), frozenset(u8))
-
-
-def absorbed(model: ModelProto, values: Mapping[str, Array], name: str) -> bool:
-    """Whether all that reads a tensor can take a shift of its channels into a bias, through sums and copies too."""
-    if name in {value.name for value in model.graph.output}:
-        return False
-    for node in readers(model, name):
-        if node.op_type in {"Identity", "Add"}:
-            if any(other in values for other in node.input) or not absorbed(model, values, node.output[0]):
-                return False
-        elif not weighted(node, values) or any(attribute(node, "pads", [0])):
-            return False
-    return True
 
 
 def split(model: ModelProto) -> None:

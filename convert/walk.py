@@ -8,7 +8,7 @@ live tensors are kept, in files: the float network's as float16, quantised ones 
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -128,8 +128,7 @@ def walk(
         if weighted(step.nodes[0], values):
             result.macs[step.name] = macs(values[step.nodes[0].input[1]], reference.batches[0])
             if step.name in placement.int8:
-                gives = step.outputs[0] in placement.u8 or not streams.absorbed(model, values, step.outputs[0])
-                rounded = round_convolution(step.nodes[0], values, inputs[0], recipe.weight_bits, correct=gives)
+                rounded = round_convolution(step.nodes[0], values, inputs[0], recipe.weight_bits)
                 result.weights[step.name] = rounded
                 exact = with_constants(exact, rounded.values(values[step.nodes[0].input[1]].shape), rounded.bias)
             elif inputs[0].span is None and step.inputs[0] != source:
@@ -246,9 +245,8 @@ def output_range(step: Step, outputs: Outputs, result: Quantisation, recipe: Rec
     return result.ranges[name]
 
 
-def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, bits: int, *, correct: bool) -> Rounded:
-    """Codes of a convolution's weights from sampled patches of its input. With `correct` its bias takes the mean error
-    out; without, the bias is left to what reads the output."""
+def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, bits: int) -> Rounded:
+    """Codes of a convolution's weights from sampled patches of its input."""
     weight = values[node.input[1]]
     bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(weight.shape[0], np.float32)
     moments, rng = Moments(attribute(node, "group", 1)), np.random.default_rng(0)
@@ -259,8 +257,7 @@ def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, b
         codes = patches(node, weight.shape, moments.groups, z, where=where, span=span)
         moments.add(exact.astype(np.float32), decode(codes, span))
     order, unit = kernel_order(weight.shape), span.scale if span else 1.0
-    rounded = round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
-    return rounded if correct else replace(rounded, bias=bias)
+    return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
 
 
 def corrected(node: NodeProto, values: dict[str, Array], source: Live) -> Array:
