@@ -29,7 +29,7 @@ from service.image import Contract
 PARITY_PHOTOS = 16
 RANGE_PHOTOS = 96
 TUNING_PHOTOS = 1500
-RANGED_PHOTOS = 128  # for channels' ranges: with more, a channel's largest value is one photo's, and its step the coarser
+RANGED_PHOTOS = 128  # for channels' ranges: of more photos the largest value is an outlier, and the step coarser
 RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45

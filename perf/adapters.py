@@ -35,10 +35,14 @@ class Load(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """A load tool: the commands of one load (run at once, output to `N.out` in a folder) and what they measured."""
+    """A load tool: the commands of one load (run at once, output to `N.out` in a folder) and what they measured.
+
+    `farewell` is what the tool prints when its time is up, where it may hang after it.
+    """
 
     commands: Callable[[Load, Path], list[list[str]]]
     samples: Callable[[Load, Path], list[Sample]]
+    farewell: bytes = b""
 
 
 def find(name: str) -> Tool:
@@ -148,5 +152,7 @@ def _bodies(load: Load, folder: Path) -> list[str]:
 TOOLS = {
     "locust": Tool(locust_commands, locust_samples),
     "wrk": Tool(wrk_commands, wrk_samples),
-    "siege": Tool(siege_commands, siege_samples),
+    # 4.0.7 ends its threads wherever they are: one within malloc keeps its lock, and the others wait for it for ever.
+    # What siege had not printed yet and how many requests had no answer is lost with it.
+    "siege": Tool(siege_commands, siege_samples, farewell=b"Lifting the server siege..."),
 }

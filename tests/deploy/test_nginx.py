@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,15 +29,16 @@ class Replica(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, status: int) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, status: int, ready: int = 200, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        super().__init__(address, Handler)
         self.status = status
+        self.ready = ready  # what a GET is answered with; 0: nothing
         self.seen: list[dict[str, str]] = []
         self.connections = 0
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.server_address[1]}"
+        return f"{self.server_address[0]}:{self.server_address[1]}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -48,7 +50,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_GET(self) -> None:
-        self.answer(200)
+        if self.server.ready:
+            self.answer(self.server.ready)
+        else:
+            threading.Event().wait(5)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -226,6 +231,66 @@ def test_what_is_rendered_is_valid_configuration(tmp_path: Path, servers: str) -
     conf = render(tmp_path, servers, free_port())
     done = subprocess.run(["nginx", "-t", "-e", "stderr", "-c", conf], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def looked_after(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, list[Replica], Path]]:
+    """deploy/nginx/balance before two replicas, the second not ready; the file holds what their name resolves to."""
+    folder = tmp_path_factory.mktemp("balance")
+    for level in [folder, *folder.parents[:2]]:
+        level.chmod(0o755)
+    first = Replica(200, address=("127.0.0.2", 0))
+    second = Replica(200, ready=503, address=("127.0.0.3", first.server_address[1]))
+    names = folder / "names"
+    names.write_text("127.0.0.2 STREAM replica\n127.0.0.3 STREAM replica\n")
+    (folder / "getent").write_text(f"#!/bin/sh\nexec cat {names}\n")
+    (folder / "getent").chmod(0o755)
+    client = Client(free_port(), folder / "access.log")
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "REPLICAS": f"replica:{first.server_address[1]}",
+        "LISTEN": f"127.0.0.1:{client.connection.port}",
+        "RUN": str(folder),
+        "LOG": str(client.log),
+    }
+    for replica in (first, second):
+        threading.Thread(target=replica.serve_forever, args=(0.02,)).start()
+    balance = Process("balance", [str(REPO / "deploy/nginx/balance")], environment, None)
+    until_listening(client.connection.port)
+    yield client, [first, second], names
+    balance.stop()
+    client.connection.close()
+    for replica in (first, second):
+        replica.shutdown()
+        replica.server_close()
+
+
+def statuses(client: Client, seconds: float) -> set[int]:
+    """Of a POST every 50 ms, each on a connection of its own."""
+    found, deadline = set(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found.add(client.post()[0])
+        client.connection.close()
+        time.sleep(0.05)
+    return found
+
+
+Looked = tuple[Client, list[Replica], Path]
+
+
+def test_a_replica_that_is_too_busy_to_say_it_is_ready_serves_on_while_another_starts(looked_after: Looked) -> None:
+    client, [busy, starting], _ = looked_after
+    assert statuses(client, 1.5) == {200}
+    busy.ready = 0
+    assert statuses(client, 7) == {200}
+    assert starting.seen == []
+
+
+def test_a_lookup_that_fails_takes_no_replica_away(looked_after: Looked) -> None:
+    client, _, names = looked_after
+    assert statuses(client, 1.5) == {200}
+    names.write_text("")
+    assert statuses(client, 3) == {200}
 
 
 def settings(name: str) -> list[str]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from perf import meter
 from perf.adapters import Load, Tool, find
 from perf.meter import Usage, cpu_seconds, drive, machine_seconds
+from perf.samples import Sample
 
 
 def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(
@@ -30,6 +32,41 @@ def test_a_generator_that_fails_is_reported_in_its_own_words(server: Any, photos
     broken = Tool(lambda load, folder: [["sh", "-c", "echo no such host; exit 3"]], lambda load, folder: [])
     with pytest.raises(RuntimeError, match="load generator ended with 3: no such host"):
         drive(broken, Load(server.url, photos_dir, 1, 1), server, lambda sent, read: None, lambda _: None)
+
+
+def saying(words: str, then: str, tmp_path: Path) -> Tool:
+    """A tool that hangs the first time, and whose samples are as many as its lines."""
+    seen = tmp_path / "seen"
+    script = f"printf '{words}'; [ -e {seen} ] && {then}; touch {seen}; exec sleep 60"
+    return Tool(
+        lambda load, folder: [["sh", "-c", script]],
+        lambda load, folder: [Sample(0, 1, 200, 1, 0)] * len((folder / "1.out").read_text().splitlines()),
+        farewell=b"Good bye",
+    )
+
+
+def test_a_load_whose_generator_hangs_when_its_time_is_up_is_run_again(
+    server: Any, photos_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children_end: None
+) -> None:
+    monkeypatch.setattr(meter, "FAREWELL_S", 0.5)
+    kept: list[Any] = []
+    tool = saying("one\\nGood bye", "exec echo all", tmp_path)
+    drive(
+        tool, Load(server.url, photos_dir, 1, 1), server, lambda sent, read: kept.append((sent, read)), lambda _: None
+    )
+    [(sent, read)] = kept
+    assert len(sent) == 2
+    assert len(read) <= 2  # not those of the first run
+
+
+def test_a_generator_that_always_hangs_is_an_error(
+    server: Any, photos_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children_end: None
+) -> None:
+    monkeypatch.setattr(meter, "FAREWELL_S", 0.1)
+    monkeypatch.setattr(meter, "TRIES", 2)
+    tool = saying("Good bye", "exec sleep 60", tmp_path)
+    with pytest.raises(RuntimeError, match="hung when its time was up, 2 times"):
+        drive(tool, Load(server.url, photos_dir, 1, 1), server, lambda sent, read: None, lambda _: None)
 
 
 def test_a_second_whose_counters_vanish_is_skipped(server: Any, photos_dir: Path) -> None:
