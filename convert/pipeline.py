@@ -29,7 +29,6 @@ from service.image import Contract
 PARITY_PHOTOS = 16
 RANGE_PHOTOS = 96
 TUNING_PHOTOS = 1500
-RANGED_PHOTOS = 128  # for channels' ranges: of more photos the largest value is an outlier, and the step coarser
 RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45
@@ -124,10 +123,9 @@ def quantise(
     """Search for the cheapest recipe inside the gate, on calibration and tuning photos only."""
     folded = prepare(onnx.load(work / "float.onnx"))
     pixels = list(photos.batches(found.calibration, contract))
-    ranged = pixels[: RANGED_PHOTOS // photos.BATCH]
     for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
-        with progress.stage(what, len(ranged)) as tick:
-            rewrite(folded.model, ranged, folded.entry, tick)
+        with progress.stage(what, len(pixels)) as tick:
+            rewrite(folded.model, pixels, folded.entry, tick)
     tuning = found.tuning[:TUNING_PHOTOS]
     with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
