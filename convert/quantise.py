@@ -85,8 +85,8 @@ class Search:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)
         score = verify.score(self.reference, found, self.tuning)
         self.progress.note(
-            f"{recipe.clip}{kept}: agreement {score.agreement:.2f} %, mean |dp| {score.mean_dp:.5f},"
-            f" top-1 drop {score.drop:.2f} points"
+            f"{recipe.clip}{kept}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points,"
+            f" mean |dp| {score.mean_dp:.5f}"
         )
         return Candidate(path, recipe, quantisation, score)
 
