@@ -78,11 +78,16 @@ def model(name: str, models_dir: Path, sources: Path) -> dict[str, Any]:
         "verdict": report["verdict"],
         "photos": evaluation["photos"],
         "agreement": evaluation.get("agreement"),
-        "accuracy": evaluation.get(served, {}).get("top1"),
-        "float_accuracy": evaluation.get("float", {}).get("top1"),
+        "accuracy": fraction(evaluation.get(served, {}).get("top1")),
+        "float_accuracy": fraction(evaluation.get("float", {}).get("top1")),
         "package_bytes": report["files"]["model.onnx"]["bytes"],
         "source_bytes": source.stat().st_size if source.exists() else None,
     }
+
+
+def fraction(percent: float | None) -> float | None:
+    """Of a share in percent, as report.json has top-1; None stays None."""
+    return None if percent is None else percent / 100
 
 
 def newest_package(folder: Path) -> Path:
