@@ -32,7 +32,7 @@ lint: .venv/dev.stamp
 # The packages of this repository again, from a folder of Keras files and one of photos, NAME:CALIBRATION-PHOTOS.
 LABELS ?= docs/food11-labels.txt
 models: .venv/dev.stamp
-	for model in previous:1024 mobilenet_v2:512 resnet101_v2:512; do name=$${model%:*}; \
+	for model in mobilenet_v2:512 resnet101_v2:512 previous:1024; do name=$${model%:*}; \
 	  $(BIN)/python -m convert $(MODELS)/$$name.keras --name $$name --images $(IMAGES) --labels $(LABELS) \
 	    --calibration $${model#*:} --gate-drop 0.3 --replace || exit; \
 	done

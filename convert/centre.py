@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto
 
 from convert import streams
 from convert.equalise import channel_ranges, own, set_constants
-from convert.graph import Array, add_constant, attribute, constants, passed, readers, weighted
+from convert.graph import Array, add_constant, attribute, constants, readers, weighted
 from convert.ranges import Range
 
 
@@ -88,3 +88,11 @@ class Shifts:
             self.values[conv.input[2]] = np.zeros(len(by), np.float32)
         bias = own(conv, 2, self.values)
         self.values[conv.input[2]] = (bias + by).astype(np.float32)
+
+
+def passed(conv: NodeProto, values: dict[str, Array], shift: Array) -> Array:
+    """What a shift `[C]` of its input adds to an unpadded convolution's output, `[O]`."""
+    weight, groups = values[conv.input[1]].astype(np.float64).sum((2, 3)), attribute(conv, "group", 1)
+    by_group = weight.reshape(groups, -1, weight.shape[1])
+    found: Array = np.einsum("goi,gi->go", by_group, shift.reshape(groups, -1)).reshape(-1)
+    return found

@@ -100,9 +100,8 @@ def by_function(source: Source, target: Path) -> None:
 
     spec = [tf.TensorSpec([None, source.height, source.width, 3], tf.float32, name="image")]
     function = tf.function(source.call, input_signature=spec, autograph=False)
-    tf.config.run_functions_eagerly(
-        True
-    )  # grouped convolutions are functions of their own, compiled by XLA: inline them
+    # Grouped convolutions are functions of their own, compiled by XLA: inline them.
+    tf.config.run_functions_eagerly(True)
     try:
         captures = function.get_concrete_function().graph.captures
     finally:

@@ -59,30 +59,23 @@ def weighted(node: NodeProto, values: Mapping[str, Array]) -> bool:
     return node.op_type == "Conv" and node.input[1] in values
 
 
-def pointwise(node: NodeProto, values: Mapping[str, Array]) -> bool:
-    """Whether a convolution multiplies each position by one matrix: 1x1, every position, one group."""
-    plain = all(attribute(node, name, [1, 1]) == [1, 1] for name in ("strides", "dilations"))
-    whole = plain and attribute(node, "group", 1) == 1 and not any(attribute(node, "pads", [0]))
+def every_place(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether a convolution takes each position by itself: 1x1, no stride, no border."""
+    whole = attribute(node, "strides", [1, 1]) == [1, 1] and not any(attribute(node, "pads", [0]))
     return whole and weighted(node, values) and values[node.input[1]].shape[2:] == (1, 1)
+
+
+def pointwise(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether a convolution multiplies each position by one matrix."""
+    return every_place(node, values) and attribute(node, "group", 1) == 1
 
 
 def affine(node: NodeProto, values: Mapping[str, Array]) -> bool:
     """Whether a convolution only scales and shifts each channel: depthwise 1x1."""
-    return (
-        weighted(node, values)
-        and values[node.input[1]].shape[1:] == (1, 1, 1)
-        and attribute(node, "group", 1) == len(values[node.input[1]])
-        and all(attribute(node, "strides", [1, 1])[axis] == 1 for axis in (0, 1))
-        and not any(attribute(node, "pads", [0]))
-    )
-
-
-def passed(conv: NodeProto, values: Mapping[str, Array], shift: Array) -> Array:
-    """What a shift `[C]` of its input adds to an unpadded convolution's output, `[O]`."""
-    weight, groups = values[conv.input[1]].astype(np.float64).sum((2, 3)), attribute(conv, "group", 1)
-    by_group = weight.reshape(groups, -1, weight.shape[1])
-    found: Array = np.einsum("goi,gi->go", by_group, shift.reshape(groups, -1)).reshape(-1)
-    return found
+    if not every_place(node, values):
+        return False
+    channels, each = values[node.input[1]].shape[:2]
+    return each == 1 and bool(attribute(node, "group", 1) == channels)
 
 
 def add_constant(model: ModelProto, name: str, value: Array) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from convert import card, golden, package, photos, timing, verify
+from convert import card, golden, package, photos, ranges, timing, verify
 from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
@@ -248,7 +248,7 @@ def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]
     model = onnx.load(candidate.path)
     recipe = candidate.recipe
     return {
-        "clip": recipe.clip,
+        "clip": ranges.METHOD,
         "weight_bits": recipe.weight_bits,
         "kept_float": sorted(recipe.keep_float),
         "float_steps": float_steps(model),

@@ -82,8 +82,7 @@ class Writer:
     def affine(self, node: NodeProto, name: str) -> list[NodeProto]:
         """A depthwise 1x1 convolution of float values as what it is: a factor and a shift for each channel."""
         scale = self.constant(f"{name}_factor", self.values[node.input[1]].reshape(1, -1, 1, 1))
-        bias = self.quantisation.biases.get(name, self.values[node.input[2]])
-        shift = self.constant(f"{name}_shift", bias.reshape(1, -1, 1, 1))
+        shift = self.constant(f"{name}_shift", self.values[node.input[2]].reshape(1, -1, 1, 1))
         source = self.renamed.get(node.input[0], node.input[0])
         return [
             helper.make_node("Mul", [source, scale], [f"{name}_scaled"], f"{name}_scaling"),
@@ -104,9 +103,6 @@ class Writer:
             copy.input.extend(inputs)
         elif affine(node, self.values) and len(node.input) > 2:
             return self.affine(node, step.name)
-        elif step.name in self.quantisation.biases:
-            del copy.input[2:]
-            copy.input.append(self.constant(f"{step.name}_bias", self.quantisation.biases[step.name]))
         return [copy]
 
     def step(self, step: Step) -> None:

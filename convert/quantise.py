@@ -77,15 +77,15 @@ class Search:
     def attempt(self, recipe: Recipe) -> Candidate:
         """Quantise by a recipe and score it."""
         model = self.folded.model
-        kept = f", {len(recipe.keep_float)} tensors float" if recipe.keep_float else ""
-        with self.progress.stage(f"quantise ({recipe.clip}{kept})", len(steps(model))) as tick:
+        kept = f"{len(recipe.keep_float)} tensors float" if recipe.keep_float else "all int8"
+        with self.progress.stage(f"quantise ({kept})", len(steps(model))) as tick:
             quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
         path = self.save(qdq.write(model, quantisation))
         with self.progress.stage("score on tuning photos", -(-len(self.tuning) // 8)) as tick:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)
         score = verify.score(self.reference, found, self.tuning)
         self.progress.note(
-            f"{recipe.clip}{kept}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points,"
+            f"{kept}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points,"
             f" mean |dp| {score.mean_dp:.5f}"
         )
         return Candidate(path, recipe, quantisation, score)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+METHOD = "mse"  # how ranges are chosen, as packages name it
 BINS = 4096
 SAMPLES = 4_000_000  # values that a histogram is made of
 
@@ -43,25 +44,17 @@ def sample(batches: Sequence[Array]) -> NDArray[np.float32]:
     return np.concatenate([batch.reshape(-1)[::stride] for batch in batches]).astype(np.float32)
 
 
-def choose(values: NDArray[np.float32], low: float, high: float, clip: str) -> Range:
-    """The range for a tensor with these values (a sample) between `low` and `high`; zero is always inside.
-
-    `clip`: "min-max", "mse" or "percentile P".
-    """
+def choose(values: NDArray[np.float32], low: float, high: float) -> Range:
+    """The range with the least squared error for a tensor with these values (a sample) between `low` and `high`."""
     low, high = min(0.0, low), max(0.0, high)
-    if clip != "min-max" and high > low:
-        counts, edges = np.histogram(values, BINS, (low, high))
-        low, high = least_squares(counts, edges) if clip == "mse" else percentile(counts, edges, float(clip.split()[1]))
+    return covering(*least_squares(*np.histogram(values, BINS, (low, high))) if high > low else (low, high))
+
+
+def covering(low: float, high: float) -> Range:
+    """The range from `low` to `high`, and to zero, which always is a code."""
+    low, high = min(0.0, low), max(0.0, high)
     scale = max((high - low) / 255, 1e-9)
     return Range(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
-
-
-def percentile(counts: Array, edges: Array, share: float) -> tuple[float, float]:
-    """Limits that leave (100 - share) % of the values outside on each side that has any beyond zero."""
-    cumulated, tail = np.cumsum(counts) / counts.sum(), 1 - share / 100
-    low = float(edges[np.searchsorted(cumulated, tail)]) if edges[0] < 0 else 0.0
-    high = float(edges[min(int(np.searchsorted(cumulated, 1 - tail)), len(counts) - 1) + 1])
-    return min(0.0, low), max(0.0, high)
 
 
 def least_squares(counts: Array, edges: Array) -> tuple[float, float]:

@@ -73,11 +73,6 @@ class Rounded:
     scale: Array
     bias: Array
 
-    def values(self, shape: tuple[int, ...]) -> Array:
-        """The weights that the codes stand for, float32."""
-        found: Array = (self.codes * self.scale[:, None]).reshape(shape).astype(np.float32)
-        return found
-
 
 def round_layer(
     weight: Array, bias: Array, moments: Moments, *, bits: int, order: NDArray[np.intp], unit: float

@@ -24,7 +24,6 @@ from convert.graph import (
     constants,
     like,
     part,
-    passed,
     rename,
     session,
     steps,
@@ -40,22 +39,20 @@ FLOAT16_SAFE = 60_000.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the search varies: how ranges are chosen, bits of the weights, and tensors that stay float (with the steps
-    that write or read them)."""
+    """What the search varies: bits of the weights, and tensors that stay float (with the steps that read them, and the
+    kernels that could only write them as u8)."""
 
-    clip: str = "mse"
     weight_bits: int = 7
     keep_float: frozenset[str] = frozenset()
 
 
 @dataclass
 class Quantisation:
-    """Ranges of the u8 tensors; by step name, codes of int8 weights and biases of float convolutions; each tensor's own
-    rounding noise (its share of the tensor's variance); and the multiplications of each convolution for one photo."""
+    """Ranges of the u8 tensors, codes of the weights by step name, each tensor's own rounding noise (its share of the
+    tensor's variance), and the multiplications of each convolution for one photo."""
 
     ranges: dict[str, Range] = field(default_factory=dict)
     weights: dict[str, Rounded] = field(default_factory=dict)
-    biases: dict[str, Array] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
 
@@ -130,16 +127,12 @@ def walk(
             if step.name in placement.int8:
                 rounded = round_convolution(step.nodes[0], values, inputs[0], recipe.weight_bits)
                 result.weights[step.name] = rounded
-                exact = with_constants(exact, rounded.values(values[step.nodes[0].input[1]].shape), rounded.bias)
-            elif inputs[0].span is None and step.inputs[0] != source:
-                bias = corrected(step.nodes[0], values, inputs[0])
-                result.biases[step.name] = bias
-                exact = with_constants(exact, values[step.nodes[0].input[1]], bias)
+                exact = with_weights(exact, rounded, values)
         actual, spans = [one.actual for one in inputs], [one.span for one in inputs]
         span = None
         if step.outputs[0] in placement.u8:
             probe = run(exact, step, [one[:PROBED] for one in actual], spans)
-            span = output_range(step, probe, result, recipe)
+            span = output_range(step, probe, result)
         live[step.outputs[0]] = Live(reference.batches, run(exact, step, actual, spans, span).batches, span)
         for dead in [name for name in live if last_use.get(name, -1) <= place]:
             del live[dead]
@@ -233,14 +226,14 @@ def copied(node: NodeProto, renamed: dict[str, str]) -> NodeProto:
     return copy
 
 
-def output_range(step: Step, outputs: Outputs, result: Quantisation, recipe: Recipe) -> Range:
+def output_range(step: Step, outputs: Outputs, result: Quantisation) -> Range:
     """The range of a step's u8 output, recorded with its noise."""
     name = step.outputs[0]
     if step.op in PASSING and step.inputs[0] in result.ranges:
         result.ranges[name] = result.ranges[step.inputs[0]]
     else:
         values = ranges.sample(outputs.batches)
-        result.ranges[name] = ranges.choose(values, outputs.low, outputs.high, recipe.clip)
+        result.ranges[name] = ranges.choose(values, outputs.low, outputs.high)
         result.noise[name] = result.ranges[name].noise(values)
     return result.ranges[name]
 
@@ -258,15 +251,6 @@ def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, b
         moments.add(exact.astype(np.float32), decode(codes, span))
     order, unit = kernel_order(weight.shape), span.scale if span else 1.0
     return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
-
-
-def corrected(node: NodeProto, values: dict[str, Array], source: Live) -> Array:
-    """The bias of a float convolution that takes the mean error of its input out, `[O]`."""
-    pairs = zip(source.reference, source.actual, strict=True)
-    error = np.mean([(x.astype(np.float32) - z.astype(np.float32)).mean((0, 2, 3)) for x, z in pairs], axis=0)
-    bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(values[node.input[1]].shape[0], np.float32)
-    found: Array = (bias + passed(node, values, error)).astype(np.float32)
-    return found
 
 
 def kernel_order(shape: Sequence[int]) -> NDArray[np.intp]:
@@ -322,11 +306,13 @@ def patches(
     return np.ascontiguousarray(taken.transpose(1, 0, 2))
 
 
-def with_constants(model: ModelProto, weight: Array, bias: Array) -> ModelProto:
-    """A step's model with another weight and bias of its convolution."""
+def with_weights(model: ModelProto, rounded: Rounded, values: dict[str, Array]) -> ModelProto:
+    """A step's model with the weights and bias that the int8 kernel will use."""
     conv = model.graph.node[0]
+    shape = values[conv.input[1]].shape
+    weight = (rounded.codes * rounded.scale[:, None]).reshape(shape).astype(np.float32)
     del conv.input[2:]
-    conv.input[1:] = ["new_weight", "new_bias"]
-    model.graph.initializer.append(numpy_helper.from_array(weight, "new_weight"))
-    model.graph.initializer.append(numpy_helper.from_array(bias, "new_bias"))
+    conv.input[1:] = ["rounded_weight", "rounded_bias"]
+    model.graph.initializer.append(numpy_helper.from_array(weight, "rounded_weight"))
+    model.graph.initializer.append(numpy_helper.from_array(rounded.bias, "rounded_bias"))
     return model

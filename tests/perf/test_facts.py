@@ -1,0 +1,25 @@
+"""What a run says of the models."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perf import facts
+from service.model import open_session
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "previous", "resnet101_v2"])
+def test_accuracy_is_the_fraction_that_the_package_itself_states(name: str) -> None:
+    package = facts.newest_package(MODELS / name)
+    stated = json.loads(open_session(package / "model.onnx", 1).get_modelmeta().custom_metadata_map["sous.evaluation"])
+    found = facts.model(name, MODELS, MODELS)
+    assert found["accuracy"] == pytest.approx(stated["top1"])
+    assert found["float_accuracy"] == pytest.approx(stated["float_top1"])
+    assert found["source_bytes"] is None  # no Keras file there
+
+
+def test_without_labels_there_is_no_accuracy() -> None:
+    assert facts.fraction(None) is None
