@@ -160,6 +160,14 @@ def test_a_request_without_an_answer_is_sent_once_more_to_another(balanced: Bala
     assert len(replicas[1].seen) == 6
 
 
+def test_replicas_that_have_all_failed_once_are_asked_on(balanced: Balanced) -> None:
+    client, replicas = balanced(0, 0)
+    assert client.post()[0] == 503
+    for replica in replicas:
+        replica.status = 200
+    assert [client.post()[0] for _ in range(6)] == [200] * 6
+
+
 def test_a_request_is_sent_to_two_replicas_at_most(balanced: Balanced) -> None:
     client, replicas = balanced(0, 0, 0)
     status, headers, body = client.post()
