@@ -1,5 +1,6 @@
 """convert(): the stages on one screen."""
 
+import gc
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from convert import card, golden, package, photos, ranges, timing, verify
 from convert.centre import centre
@@ -88,6 +88,7 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[Source, Co
         check_input_range(source, found, contract, options.input_range)
         tick()
         worst, limit = export(source, pixels, RANGES[options.input_range], target)
+        gc.collect()  # the exporters' graphs hold each other: 5 GB of a ResNet101V2
         tick()
     return source, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": limit}
 
@@ -100,7 +101,9 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
         return
     pixels = np.concatenate(list(photos.batches(sample, contract))).astype(np.float32)
     scores = {
-        name: top1(source, pixels * np.float32((high - low) / 255) + np.float32(low), labels)
+        name: verify.percent(
+            source.predict(pixels * np.float32((high - low) / 255) + np.float32(low)).argmax(1) == labels
+        )
         for name, (low, high) in RANGES.items()
     }
     better = max(scores, key=lambda name: scores[name])
@@ -109,12 +112,6 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
             f"top-1 is {scores[given]:.0f} % with --input-range {given} but {scores[better]:.0f} % with {better} on"
             f" {len(sample)} photos: give --input-range={better}"
         )
-
-
-def top1(source: Source, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Percent of right answers of the source itself."""
-    found = [source.predict(images[start : start + 16]) for start in range(0, len(images), 16)]
-    return verify.percent(np.concatenate(found).argmax(1) == labels)
 
 
 def quantise(

@@ -1,5 +1,5 @@
-"""The search: everything in int8, and if that is not safely inside the gate on the tuning photos, tensors kept float
-where it pays most."""
+"""The search: everything in int8, and while that is not safely inside the gate on the tuning photos, ever more tensors
+kept float, those first whose rounding costs most."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from convert import qdq, verify
-from convert.graph import PASSING, constants, pointwise, steps
+from convert.graph import PASSING, constants, pointwise, session, steps
 from convert.optimise import Folded
-from convert.photos import Photo
+from convert.photos import Photo, batches
 from convert.progress import Progress
 from convert.verify import Gate, Score
 from convert.walk import Quantisation, Recipe, walk
+from service.cpu import cores
 from service.image import Contract
 
 SAFETY = 0.5  # points of agreement above the gate: the tuning photos are a sample too
 CANDIDATES = 64  # tensors whose effect on the answers is measured, those with the most noise of their own
 PROBES = 120  # photos a measurement
-LEAST_GAIN = 0.02  # of mean |dp|: a tensor that brings less does not pay
+LEAST_SHARE = 0.02  # of the error: a tensor that brings less does not pay
 MOST_FLOAT = 8  # tensors that may stay float
 MOST_FLOAT_MACS = 0.18  # share of the multiplications that may stay in float
 
@@ -39,10 +40,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Effect:
-    """What leaving one tensor in float does: share of mean |dp| it takes away, share of multiplications it costs."""
+    """What rounding one tensor does: its share of the squared error that all make one by one, and the share of
+    multiplications that leaving it in float costs."""
 
     tensor: str
-    gain: float
+    share: float
     macs: float
 
 
@@ -60,14 +62,20 @@ class Search:
     progress: Progress
 
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
-        """All int8 where that is safely inside the gate, else the candidate nearest to float; and measured effects."""
-        whole = self.attempt(Recipe(weight_bits=weight_bits))
-        if self.safe(whole):
-            return whole, []
-        effects, macs = self.effects(whole), whole.quantisation.macs
-        worthy = [effect for effect in effects if effect.gain >= LEAST_GAIN]
-        kept = affordable(worthy, lambda names: share_of_macs(self.folded.model, macs, names))
-        tried = [whole, self.attempt(replace(whole.recipe, keep_float=kept))] if kept else [whole]
+        """The first candidate safely inside the gate, of all int8 and ever more tensors float, else the nearest to
+        float; and the measured effects."""
+        tried = [self.attempt(Recipe(weight_bits=weight_bits))]
+        if self.safe(tried[0]):
+            return tried[0], []
+        model, base = self.folded.model, tried[0].quantisation
+        pixels = list(batches(self.tuning[:PROBES], self.contract))
+        with self.progress.stage("measure sensitivity", len(probed(model, base))) as tick:
+            effects = measure(model, base, pixels, tick)
+        worthy = [effect for effect in effects if effect.share >= LEAST_SHARE]
+        for kept in growing(affordable(worthy, lambda names: share_of_macs(model, base.macs, names))):
+            tried.append(self.attempt(replace(tried[0].recipe, keep_float=frozenset(kept))))
+            if self.safe(tried[-1]):
+                return tried[-1], effects
         return min(tried, key=lambda one: one.score.mean_dp), effects
 
     def safe(self, candidate: Candidate) -> bool:
@@ -77,7 +85,8 @@ class Search:
     def attempt(self, recipe: Recipe) -> Candidate:
         """Quantise by a recipe and score it."""
         model = self.folded.model
-        kept = f"{len(recipe.keep_float)} tensors float" if recipe.keep_float else "all int8"
+        count = len(recipe.keep_float)
+        kept = f"{count} tensor{'s' * (count > 1)} float" if count else "all int8"
         with self.progress.stage(f"quantise ({kept})", len(steps(model))) as tick:
             quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
         path = self.save(qdq.write(model, quantisation))
@@ -96,24 +105,30 @@ class Search:
         onnx.save(model, path)
         return path
 
-    def effects(self, base: Candidate) -> list[Effect]:
-        """The measured effect of each noisy tensor on the answers, largest gain first."""
-        photos = self.tuning[:PROBES]
-        reference = self.reference[: len(photos)]
-        names = probed(self.folded.model, base.quantisation)
-        found = []
 
-        def error(quantisation: Quantisation, tick: Callable[[], None]) -> float:
-            path = self.save(qdq.write(self.folded.model, quantisation))
-            (answers,) = verify.answers([path], photos, self.contract, tick)
-            return float(np.abs(answers - reference).mean())
+def measure(
+    model: ModelProto, quantisation: Quantisation, pixels: Sequence[NDArray[np.uint8]], tick: Callable[[], None]
+) -> list[Effect]:
+    """The effect of each noisy tensor on the answers to batches of pixels, largest first. (All but one rounded would
+    not do: the weights behind are made for the errors of the tensors before them.)"""
+    reference, errors = rounded_alone(model, quantisation, "", pixels), dict[str, float]()
+    for name in probed(model, quantisation):
+        difference = rounded_alone(model, quantisation, name, pixels) - reference
+        errors[name] = float(np.square(difference, dtype=np.float64).sum())
+        tick()
+    total, macs = max(sum(errors.values()), 1e-12), quantisation.macs
+    found = [Effect(name, error / total, share_of_macs(model, macs, {name})) for name, error in errors.items()]
+    return sorted(found, key=lambda effect: -effect.share)
 
-        with self.progress.stage("measure sensitivity", (len(names) + 1) * -(-len(photos) // 8)) as tick:
-            before = error(base.quantisation, tick)
-            for name in names:
-                gain = 1 - error(without(self.folded.model, base.quantisation, name), tick) / max(before, 1e-12)
-                found.append(Effect(name, gain, share_of_macs(self.folded.model, base.quantisation.macs, {name})))
-        return sorted(found, key=lambda effect: -effect.gain)
+
+def rounded_alone(
+    model: ModelProto, quantisation: Quantisation, name: str, pixels: Sequence[NDArray[np.uint8]]
+) -> verify.Probabilities:
+    """Answers of the float model with one tensor rounded, and nothing else but the pixels."""
+    entry = model.graph.input[0].name
+    ranges = {key: span for key, span in quantisation.ranges.items() if key in {entry, name}}
+    engine = session(qdq.write(model, Quantisation(ranges=ranges)), cores())
+    return np.concatenate([engine.run(None, {"image": batch})[0] for batch in pixels])
 
 
 def probed(model: ModelProto, quantisation: Quantisation) -> list[str]:
@@ -133,23 +148,21 @@ def moved(model: ModelProto, names: Set[str]) -> set[str]:
     }
 
 
-def without(model: ModelProto, quantisation: Quantisation, name: str) -> Quantisation:
-    """The same quantisation with one tensor, and the weights of what then computes in float, as they were."""
-    ranges = {key: value for key, value in quantisation.ranges.items() if key != name}
-    gone = moved(model, {name})
-    weights = {key: value for key, value in quantisation.weights.items() if key not in gone}
-    return replace(quantisation, ranges=ranges, weights=weights)
-
-
 def share_of_macs(model: ModelProto, macs: Mapping[str, int], names: Set[str]) -> float:
     """Share of all multiplications that move to float kernels when these tensors stay float."""
     return sum(macs.get(step, 0) for step in moved(model, names)) / max(sum(macs.values()), 1)
 
 
-def affordable(effects: Sequence[Effect], share: Callable[[Set[str]], float]) -> frozenset[str]:
-    """The best tensors to keep float, as long as their multiplications (`share`) stay few."""
-    kept = set[str]()
+def affordable(effects: Sequence[Effect], share: Callable[[Set[str]], float]) -> list[str]:
+    """The best tensors to keep float, best first, as long as their multiplications (`share`) stay few."""
+    kept = list[str]()
     for effect in effects:
         if len(kept) < MOST_FLOAT and share({*kept, effect.tensor}) <= MOST_FLOAT_MACS:
-            kept.add(effect.tensor)
-    return frozenset(kept)
+            kept.append(effect.tensor)
+    return kept
+
+
+def growing(names: Sequence[str]) -> list[Sequence[str]]:
+    """The first name, the first two, twice as many each time, and all of them."""
+    counts = [1 << power for power in range(len(names).bit_length()) if 1 << power < len(names)]
+    return [names[:count] for count in counts] + ([names] if names else [])

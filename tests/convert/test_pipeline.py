@@ -6,7 +6,7 @@ import pytest
 
 from convert.errors import GateRefusedError
 from convert.pipeline import Options, advice, check_portable, judge
-from convert.quantise import Effect, affordable
+from convert.quantise import Effect, affordable, growing
 from convert.timing import Timed
 
 
@@ -50,6 +50,13 @@ def test_answers_that_depend_on_the_cpu_are_refused() -> None:
 def test_tensors_are_kept_float_as_long_as_they_are_cheap() -> None:
     effects = [Effect(name, 0.5, 0.0) for name in ("a", "costly", "b", "c", "d")]
     cost = {"a": 0.05, "costly": 0.2, "b": 0.03, "c": 0.01, "d": 0.001}
-    assert affordable(effects, lambda names: sum(cost[name] for name in names)) == frozenset("abcd")
-    assert affordable([], lambda _: 0.0) == frozenset()
+    assert affordable(effects, lambda names: sum(cost[name] for name in names)) == list("abcd")
+    assert affordable([], lambda _: 0.0) == []
     assert len(affordable([Effect(str(number), 0.5, 0.0) for number in range(20)], lambda _: 0.0)) == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "tried"), [("", []), ("a", ["a"]), ("ab", ["a", "ab"]), ("abcde", ["a", "ab", "abcd", "abcde"])]
+)
+def test_few_tensors_are_tried_in_float_before_many(names: str, tried: list[str]) -> None:
+    assert growing(names) == tried
