@@ -62,8 +62,8 @@ class Search:
     progress: Progress
 
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
-        """The first candidate safely inside the gate, of all int8 and ever more tensors float, else the nearest to
-        float; and the measured effects."""
+        """Of all int8 and ever more tensors float the first candidate safely inside the gate, else the first inside it,
+        else the nearest to float; and the measured effects."""
         tried = [self.attempt(Recipe(weight_bits=weight_bits))]
         if self.safe(tried[0]):
             return tried[0], []
@@ -76,7 +76,8 @@ class Search:
             tried.append(self.attempt(replace(tried[0].recipe, keep_float=frozenset(kept))))
             if self.safe(tried[-1]):
                 return tried[-1], effects
-        return min(tried, key=lambda one: one.score.mean_dp), effects
+        inside = [one for one in tried if not self.gate.missed(one.score)]
+        return inside[0] if inside else min(tried, key=lambda one: one.score.mean_dp), effects
 
     def safe(self, candidate: Candidate) -> bool:
         """Whether it would pass a gate that is a little stricter."""
