@@ -26,6 +26,9 @@ class Group:
         """Of all processes of the process group, or of the cgroup they are in."""
         raise NotImplementedError
 
+    def set_cpus(self, cpus: float) -> None:
+        """Another CPU limit from now on, where it can be changed."""
+
     def close(self) -> None:
         """Take the limit away again; the processes have ended."""
 
@@ -38,14 +41,17 @@ class CgroupV1(Group):
         for folder in folders.values():
             folder.mkdir(exist_ok=True)  # controllers may share one
         (folders["cpu"] / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-        (folders["cpu"] / "cpu.cfs_quota_us").write_text(str(round(cpus * PERIOD_US)))
         (folders["memory"] / "memory.limit_in_bytes").write_text(str(memory_bytes))
+        self.set_cpus(cpus)
 
     def command(self, command: Sequence[str]) -> list[str]:
         return _joining([folder / "tasks" for folder in self.folders.values()], command)
 
     def usage(self, _pgid: int) -> Usage:
         return cgroups.v1(self.folders)
+
+    def set_cpus(self, cpus: float) -> None:
+        (self.folders["cpu"] / "cpu.cfs_quota_us").write_text(str(round(cpus * PERIOD_US)))
 
     def close(self) -> None:
         for folder in set(self.folders.values()):
@@ -58,14 +64,17 @@ class CgroupV2(Group):
     def __init__(self, folder: Path, cpus: float, memory_bytes: int) -> None:
         self.folder = folder
         folder.mkdir()
-        (folder / "cpu.max").write_text(f"{round(cpus * PERIOD_US)} {PERIOD_US}")
         (folder / "memory.max").write_text(str(memory_bytes))
+        self.set_cpus(cpus)
 
     def command(self, command: Sequence[str]) -> list[str]:
         return _joining([self.folder / "cgroup.procs"], command)
 
     def usage(self, _pgid: int) -> Usage:
         return cgroups.v2(self.folder)
+
+    def set_cpus(self, cpus: float) -> None:
+        (self.folder / "cpu.max").write_text(f"{round(cpus * PERIOD_US)} {PERIOD_US}")
 
     def close(self) -> None:
         _remove(self.folder)

@@ -24,11 +24,13 @@ FORGET_S = 1.0  # nginx's old worker passes requests on until it has read its ne
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a replica is started: the command for a port, its environment, its limits."""
+    """How a replica is started: the command for a port, its environment, its limits. Before it is ready it has
+    `start_cpus`: nothing is measured then."""
 
     command: Callable[[int], list[str]]
     environment: dict[str, str]
     cpus: float
+    start_cpus: float
     memory_bytes: int
 
 
@@ -133,9 +135,12 @@ class Replicas:
         for port in ports:
             name = f"sous-{os.getpid()}-{port}"
             group = limited(name, len(self.running), self.recipe.cpus, self.recipe.memory_bytes)
+            group.set_cpus(self.recipe.start_cpus)
             self.running[port] = Process(f"replica {port}", self.recipe.command(port), self.recipe.environment, group)
         for port in ports:
             self.running[port].wait_ready(f"http://127.0.0.1:{port}/health/ready")
+            if limit := self.running[port].group:
+                limit.set_cpus(self.recipe.cpus)
 
     def _ports(self, count: int) -> list[int]:
         if self.balancer_port is None:
@@ -179,6 +184,7 @@ def _service(wanted: Deployment, folder: Path) -> Recipe:
         lambda port: [sys.executable, "-m", "service", "--bind", f"127.0.0.1:{port}"],
         {"SOUS_MODELS_DIR": str(folder), "SOUS_DEFAULT_MODEL": wanted.model},
         wanted.cpus,
+        wanted.cpus,  # it plans its threads by the limit it finds
         wanted.memory_mb * 1024**2,
     )
 
@@ -191,4 +197,5 @@ def _plain(wanted: Deployment) -> Recipe:
         raise StackError(f"none of {', '.join(map(str, named))}; the plain recipe serves the Keras file")
     command = [sys.executable, str(REPO / "perf/plain.py"), "--source", str(source)]
     memory_mb = max(wanted.memory_mb, PLAIN_MEMORY_MB)
-    return Recipe(lambda port: [*command, "--port", str(port)], {}, wanted.cpus, memory_mb * 1024**2)
+    cores = len(os.sched_getaffinity(0))
+    return Recipe(lambda port: [*command, "--port", str(port)], {}, wanted.cpus, cores, memory_mb * 1024**2)

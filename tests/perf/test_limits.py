@@ -103,6 +103,8 @@ def test_a_v2_group_is_made_beside_our_own_where_both_controllers_are_handed_on(
     group = limited("sous-x", 0, 0.5, 1024, root=tree(own))
     assert isinstance(group, CgroupV2)
     assert (group.folder / "cpu.max").read_text() == "50000 100000"
+    group.set_cpus(2)
+    assert (group.folder / "cpu.max").read_text() == "200000 100000"
     assert (group.folder / "memory.max").read_text() == "1024"
     assert group.folder.parent.name == "user"
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from perf import stacks
+from perf import limits, stacks
 from perf.deployment import Deployment, Kind, StackError
-from perf.local import Replicas
+from perf.local import Recipe, Replicas
 from tests.deploy.load import load
 from tests.service.packages import jpeg, write_package
 
@@ -180,6 +181,34 @@ def test_the_plain_recipe_needs_a_keras_file(tmp_path: Path) -> None:
     asked = stacks.up("plain", model="colours", models_dir=tmp_path, engine="local")
     with pytest.raises(StackError, match=r"colours\.keras"), asked:
         pass
+
+
+def test_a_replica_is_measured_on_its_limit_whatever_it_started_with(tmp_path: Path) -> None:
+    server = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
+    (tmp_path / "health").mkdir()
+    (tmp_path / "health/ready").touch()
+    command = ["env", "-C", str(tmp_path), sys.executable, "-c", server]
+    recipe = Recipe(lambda port: [*command, str(port)], {}, cpus=0.5, start_cpus=2, memory_bytes=1 << 28)
+    replicas = Replicas(recipe, free_port(), None, tmp_path)
+    quotas = list[float]()
+    try:
+        replicas.up(1)
+        (process,) = replicas.running.values()
+        assert process.group
+        if isinstance(process.group, limits.Affinity):
+            pytest.skip("no cgroup of this machine can be written")
+        quotas = quotas_of(process.group)
+    finally:
+        replicas.down()
+    assert quotas == [0.5]
+
+
+def quotas_of(group: limits.Group) -> list[float]:
+    """Cores that a cgroup grants now."""
+    if isinstance(group, limits.CgroupV1):
+        return [int((group.folders["cpu"] / "cpu.cfs_quota_us").read_text()) / limits.PERIOD_US]
+    assert isinstance(group, limits.CgroupV2)
+    return [int((group.folder / "cpu.max").read_text().split()[0]) / limits.PERIOD_US]
 
 
 def test_the_defaults_fit_two_cores_and_are_those_of_compose() -> None:
