@@ -15,6 +15,7 @@ from convert.graph import PASSING, constants, pointwise, session, steps
 from convert.optimise import Folded
 from convert.photos import Photo, batches
 from convert.progress import Progress
+from convert.shifts import carry
 from convert.verify import Gate, Score
 from convert.walk import Quantisation, Recipe, walk
 from service.cpu import cores
@@ -90,7 +91,7 @@ class Search:
         kept = f"{count} tensor{'s' * (count > 1)} float" if count else "all int8"
         with self.progress.stage(f"quantise ({kept})", len(steps(model))) as tick:
             quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
-        path = self.save(qdq.write(model, quantisation))
+        path = self.save(carry(qdq.write(model, quantisation)))
         with self.progress.stage("score on tuning photos", -(-len(self.tuning) // 8)) as tick:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)
         score = verify.score(self.reference, found, self.tuning)
