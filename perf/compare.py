@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from perf.intervals import Interval, ratio
 from perf.summary import Cell
-from perf.tables import Table
+from perf.tables import Table, yardstick_of
 
 TIMED = "constant rate"
 SAME_RATE = 0.05
@@ -68,6 +68,8 @@ def _figures(cell: Cell) -> dict[str, Interval]:
     if cell.use:
         figures["memory MB"] = _once(cell.use.memory_mb)
         figures["CPU s/1,000"] = _once(cell.use.cpu_s_per_1000)
+    if yardstick := yardstick_of(cell):
+        figures["yardstick ms"] = _once(yardstick)
     return figures
 
 
@@ -79,7 +81,10 @@ def table(differences: list[Difference]) -> Table:
     """All differences as text."""
     header = ["Cell", "Figure", "Before", "After", "After / before (95 %)", "Verdict"]
     rows = [[d.name, d.figure, _text(d.before), _text(d.after), _text(d.ratio), d.verdict] for d in differences]
-    note = "Intervals hold the noise within each run, not that between days or machines: repeat a run to see that."
+    note = (
+        "Intervals hold the noise within each run, not that between days or machines: repeat a run to see that. "
+        "Yardstick: CPU time of the same work beside both, so how much of a difference is the machine's."
+    )
     return Table("Two runs", header, rows, note)
 
 

@@ -63,8 +63,8 @@ class Project:
             raise StackError(f"{error}\n{self.run('logs', '--no-color', '--tail', '5')}".rstrip()) from error
 
     def down(self) -> None:
-        """Stop and remove containers and networks."""
-        self.run("down", "--remove-orphans", "--volumes")
+        """End and remove containers and networks; nothing is in flight any more, so that no drain is waited for."""
+        self.run("down", "--remove-orphans", "--volumes", "--timeout", "1")
 
     def replicas(self) -> int:
         """Replicas that are ready now."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
-from perf.summary import SPREAD, Cell
+from perf.summary import SPREAD, Cell, slower
 
 REQUESTS = 20_000  # simulated for one answer
 CHECKED = 5_000  # simulated to check one cell
@@ -145,19 +145,16 @@ def _fixed(one: Service, cpus: float) -> float:
 
 
 def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
-    """Every valid cell of ours against the simulation, with the service times of its model's `single` stack."""
-    services = {c.model: service(c) for c in cells if c.stack == "single" and not c.reasons}
-    found = []
-    for cell in cells:
-        one = services.get(cell.model)
-        if one and cell.stack != "plain" and not cell.reasons:
-            found += _check_cell(run, cell, one)
-    return found
+    """Every valid cell of ours against the simulation, with the service times of its model's `single` stack, brought to
+    the machine's speed during the cell."""
+    singles = {c.model: c for c in cells if c.stack == "single" and not c.reasons}
+    measured = [c for c in cells if c.stack != "plain" and c.model in singles and not c.reasons]
+    return [check for cell in measured for check in _check_cell(run, cell, singles[cell.model])]
 
 
-def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
-    use, columns = cell.use, cell.columns
-    if not use or not columns or abs(use.replicas - round(use.replicas)) > MOVED:
+def _check_cell(run: dict[str, Any], cell: Cell, single: Cell) -> list[Check]:
+    use, columns, one = cell.use, cell.columns, service(single)
+    if not one or not use or not columns or abs(use.replicas - round(use.replicas)) > MOVED:
         return []
     rng, name, cpus = np.random.default_rng(0), f"{cell.stack} {cell.model}", run["options"]["cpus"]
     number = max(1, round(use.replicas))
@@ -166,12 +163,12 @@ def _check_cell(run: dict[str, Any], cell: Cell, one: Service) -> list[Check]:
     target = replicas(number, cpus)
     target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
     fixed, work = _fixed(one, cpus), demands(one, CHECKED, None, rng)
-    closed = closed_loop(run["options"]["users"], work, fixed, target)
+    closed = closed_loop(run["options"]["users"], work * slower(cell, single), fixed, target)
     found = [
         Check(name, "closed loop, answers/s", columns.rate, closed.rate),
         Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
     ]
     if (timed := cell.latency.get("rate")) and timed.kept_up:
-        made = open_loop(np.arange(CHECKED) / timed.offered, work, fixed, target)
+        made = open_loop(np.arange(CHECKED) / timed.offered, work * slower(cell, single, "rate"), fixed, target)
         found.append(Check(name, "constant rate, mean ms", timed.mean, 1000 * float(made.latency_s.mean())))
     return found

@@ -12,14 +12,15 @@ TIMEOUT_S = 30.0
 REST = 2.0  # answer times between two requests: a probe without rest would itself use up the quota of half a core
 
 
-def probe(url: str, photos: list[Photo], seconds: float, rest: float = REST) -> list[Sample]:
-    """Send until the time is over, at least every photo once; an unanswered request is a sample with status 0.
+def probe(url: str, photos: list[Photo], seconds: float, rest: float = REST, least: int | None = None) -> list[Sample]:
+    """Send until the time is over; an unanswered request is a sample with status 0.
 
     Args:
         rest: pause after each answer, in its own answer times.
+        least: requests sent however short the time; every photo once by default.
     """
     samples: list[Sample] = []
-    began, due = time.monotonic(), _Due(photos, seconds, rest)
+    began, due = time.monotonic(), _Due(photos, seconds, rest, len(photos) if least is None else least)
     while due.more(len(samples)):
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
         try:
@@ -36,11 +37,11 @@ def probe(url: str, photos: list[Photo], seconds: float, rest: float = REST) -> 
 class _Due:
     """Whether another photo is to be sent, which, and after what pause."""
 
-    def __init__(self, photos: list[Photo], seconds: float, rest: float) -> None:
-        self.photos, self.ends, self.rest = photos, time.monotonic() + seconds, rest
+    def __init__(self, photos: list[Photo], seconds: float, rest: float, least: int) -> None:
+        self.photos, self.ends, self.rest, self.least = photos, time.monotonic() + seconds, rest, least
 
     def more(self, sent: int) -> bool:
-        return time.monotonic() < self.ends or sent < len(self.photos)
+        return time.monotonic() < self.ends or sent < self.least
 
 
 def _exchange(connection: http.client.HTTPConnection, url: str, due: _Due, began: float, samples: list[Sample]) -> None:
@@ -57,8 +58,8 @@ def _exchange(connection: http.client.HTTPConnection, url: str, due: _Due, began
 
 
 def warm(url: str, photos: list[Photo], users: int, seconds: float) -> None:
-    """Load a stack for a while and forget what it answered."""
-    threads = [threading.Thread(target=probe, args=(url, photos, seconds, 0.0)) for _ in range(users)]
+    """Load a stack for a while, each user at least once, and forget what it answered."""
+    threads = [threading.Thread(target=probe, args=(url, photos, seconds, 0.0, 1)) for _ in range(users)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from perf.summary import Cell
+from perf.summary import Cell, slower
 from perf.tables import Table, found, memory_of, rate_of
 
 INT8_DROP = 0.5  # points of top-1
@@ -37,7 +37,7 @@ def _against_plain(cells: list[Cell]) -> Iterable[list[str]]:
         if rate and base:
             yield [
                 f"{model}: at least {times} x the plain recipe",
-                f"{rate / base:.1f} x ({rate:.1f} against {base:.1f}/s)",
+                f"{rate / base:.1f} x ({rate:.1f} against {base:.1f}/s)" + _alike(rate / base, ours, plain, 1),
                 _met(rate >= times * base),
             ]
         memory, plain_memory = memory_of(ours), memory_of(plain)
@@ -58,17 +58,25 @@ def _int8(run: dict[str, Any]) -> Iterable[list[str]]:
 
 def _balancing(cells: list[Cell]) -> Iterable[list[str]]:
     for cell in (c for c in cells if c.stack == "balanced"):
-        one, both = rate_of(found(cells, "single", cell.model)), rate_of(cell)
+        single = found(cells, "single", cell.model)
+        one, both = rate_of(single), rate_of(cell)
         if one and both and cell.use:
             text = (
-                f"{both / one:.2f} x with {cell.use.replicas:.0f} replicas; generator "
-                f"{cell.use.generator_cores:.2f} cores, stack {cell.use.cores:.2f}"
+                f"{both / one:.2f} x with {cell.use.replicas:.0f} replicas{_alike(both / one, cell, single, 2)}; "
+                f"generator {cell.use.generator_cores:.2f} cores, stack {cell.use.cores:.2f}"
             )
             yield [
                 f"{cell.model}: balanced at least 1.8 x one replica, where cores allow",
                 text,
                 _met(both >= TWO_REPLICAS * one),
             ]
+
+
+def _alike(times: float, ours: Cell | None, other: Cell | None, digits: int) -> str:
+    """The ratio as it would be had the machine been as fast under both loads; empty where that is the same."""
+    drift = slower(ours, other) if ours and other else 1.0
+    text = f"{times * drift:.{digits}f}"
+    return "" if text == f"{times:.{digits}f}" else f"; {text} x at equal machine speed"
 
 
 def _met(is_met: bool) -> str:

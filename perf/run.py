@@ -94,14 +94,15 @@ def start(options: Options, sent: list[str]) -> dict[str, Any]:
 
 
 def run(options: Options, facts_of_run: dict[str, Any], up: Up, tick: Tick, measured: Measured) -> None:
-    """Measure every cell in turn. One that fails keeps its reason and does not stop the others.
+    """Measure every cell in turn, a model's one after the other: they are compared, and the machine's speed drifts. One
+    that fails keeps its reason and does not stop the others.
 
     Args:
         tick: called with the cell's name and the seconds that passed since the last call.
         measured: called after each cell with its facts and the samples of its closed loop.
     """
-    for stack in options.stacks:
-        for model in options.models:
+    for model in options.models:
+        for stack in options.stacks:
             cell: dict[str, Any] = {"stack": stack, "model": model, "phases": {}}
             facts_of_run["cells"].append(cell)
             sent: list[Sample] = []

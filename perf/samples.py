@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Second(NamedTuple):
-    """Counters at one moment; all but `at_s`, `replicas` and `memory_bytes` only grow."""
+    """Counters at one moment; all but `at_s`, `replicas`, `memory_bytes` and `yardstick_ms` only grow."""
 
     at_s: float
     replicas: int
@@ -42,6 +42,7 @@ class Second(NamedTuple):
     generator_cpu_s: float
     steal_s: float  # time the host gave to other machines
     busy_s: float  # CPU time of everything on this machine
+    yardstick_ms: float = 0.0  # see perf.yardstick; 0: not measured
 
 
 def append_samples(folder: Path, part: Part, samples: Iterable[Sample]) -> None:

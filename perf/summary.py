@@ -3,7 +3,7 @@
 Everything here is a function of the recorded data alone, so a report drawn again is the same report.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Latency:
     p95: Interval
     p99: Interval
     curve: list[tuple[float, float]]  # (percentile, ms)
+    yardstick_ms: float | None = None  # CPU time of a fixed piece of work beside this load, see perf.yardstick
 
     @property
     def kept_up(self) -> bool:
@@ -110,7 +111,11 @@ def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resource
         why = "no request was answered" if sent["closed"] else "not measured"
         return Cell(**known, reasons=[facts.get("reason") or why])
     offered = {"closed": 0.0, "rate": facts["phases"].get("rate", {}).get("offered", 0.0)}
-    latency = {phase: latencies(sent[phase], offered[phase]) for phase in offered if sent[phase]}
+    latency = {
+        phase: replace(latencies(sent[phase], offered[phase]), yardstick_ms=yardstick(seconds[phase]))
+        for phase in offered
+        if sent[phase]
+    }
     use = resources_used(sent["closed"], seconds["closed"], run["machine"]["cores"])
     return Cell(
         **known,
@@ -180,6 +185,21 @@ def latencies(samples: list[Sample], offered: float) -> Latency:
     answered = len(values) / max(least, elapsed - usual, 1e-9)
     mean = float(values.mean()) if len(values) else float("nan")
     return Latency(offered, answered, mean, p50, p95, p99, curve)
+
+
+def yardstick(seconds: list[Second]) -> float | None:
+    """Mean CPU time of the fixed work during a load; None where it was not measured."""
+    measured = [s.yardstick_ms for s in seconds if s.yardstick_ms]
+    return float(np.mean(measured)) if measured else None
+
+
+def slower(cell: Cell, than: Cell, phase: str = "closed") -> float:
+    """How many times as long the machine took for the same work under a cell's load as in another's closed loop; 1
+    where it was not measured."""
+    mine, other = cell.latency.get(phase), than.latency.get("closed")
+    if not mine or not other or not mine.yardstick_ms or not other.yardstick_ms:
+        return 1.0
+    return mine.yardstick_ms / other.yardstick_ms
 
 
 def resources_used(samples: list[Sample], seconds: list[Second], cores: int) -> Use | None:

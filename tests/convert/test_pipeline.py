@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convert.errors import GateRefusedError
+from convert.graph import Array
 from convert.pipeline import Options, advice, check_portable, judge
 from convert.quantise import Effect, affordable, growing
+from convert.source import PREDICTED, Source
 from convert.timing import Timed
+from tests.convert.graphs import normal
 
 
 def timed(*rates: float) -> list[Timed]:
@@ -29,6 +33,19 @@ def test_verdicts(kept: int, rates: tuple[float, float], verdict: str, reason: s
     found = judge(kept, timed(*rates))
     assert found[0] == verdict
     assert reason in found[1]
+
+
+def test_the_source_answers_a_few_images_at_a_time() -> None:
+    sizes = list[int]()
+
+    def call(images: Array) -> Array:
+        sizes.append(len(images))
+        return images.mean((1, 2))
+
+    images = normal(2 * PREDICTED + 1, 5, 5, 3)
+    source = Source(Path("x.keras"), "keras", "", 5, 5, 3, call, None)
+    assert np.array_equal(source.predict(images), images.mean((1, 2)))
+    assert sizes == [PREDICTED, PREDICTED, 1]  # Keras keeps every layer's output of a call
 
 
 def test_advice_names_options_that_exist_and_help() -> None:

@@ -29,3 +29,9 @@ def test_a_warm_up_loads_with_all_users(server: Any, photos_dir: Path) -> None:
     server.delay_s = 0.05
     warm(f"{server.url}/predict?model=m", load(photos_dir), 4, 0.2)
     assert server.answered >= 8
+
+
+def test_a_warm_up_of_a_slow_stack_sends_no_more_than_one_photo_a_user(server: Any, photos_dir: Path) -> None:
+    server.delay_s, server.slots = 0.1, 3
+    warm(f"{server.url}/predict?model=m", load(photos_dir), 3, 0)
+    assert server.answered == 3

@@ -16,6 +16,7 @@ import pytest
 from perf import limits, stacks
 from perf.deployment import Deployment, Kind, StackError
 from perf.local import Recipe, Replicas
+from perf.processes import Process
 from tests.deploy.load import load
 from tests.service.packages import jpeg, write_package
 
@@ -183,7 +184,7 @@ def test_the_plain_recipe_needs_a_keras_file(tmp_path: Path) -> None:
         pass
 
 
-def test_a_replica_is_measured_on_its_limit_whatever_it_started_with(tmp_path: Path) -> None:
+def test_a_replica_starts_on_more_cores_than_it_is_measured_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
     (tmp_path / "health").mkdir()
     (tmp_path / "health/ready").touch()
@@ -191,24 +192,29 @@ def test_a_replica_is_measured_on_its_limit_whatever_it_started_with(tmp_path: P
     recipe = Recipe(lambda port: [*command, str(port)], {}, cpus=0.5, start_cpus=2, memory_bytes=1 << 28)
     replicas = Replicas(recipe, free_port(), None, tmp_path)
     quotas = list[float]()
+
+    def look(process: Process, url: str) -> None:
+        quotas.append(quota_of(process))
+        wait_ready(process, url)
+
+    wait_ready = Process.wait_ready
+    monkeypatch.setattr(Process, "wait_ready", look)
     try:
         replicas.up(1)
         (process,) = replicas.running.values()
-        assert process.group
-        if isinstance(process.group, limits.Affinity):
-            pytest.skip("no cgroup of this machine can be written")
-        quotas = quotas_of(process.group)
+        quotas.append(quota_of(process))
     finally:
         replicas.down()
-    assert quotas == [0.5]
+    assert quotas == [2, 0.5]
 
 
-def quotas_of(group: limits.Group) -> list[float]:
-    """Cores that a cgroup grants now."""
-    if isinstance(group, limits.CgroupV1):
-        return [int((group.folders["cpu"] / "cpu.cfs_quota_us").read_text()) / limits.PERIOD_US]
-    assert isinstance(group, limits.CgroupV2)
-    return [int((group.folder / "cpu.max").read_text().split()[0]) / limits.PERIOD_US]
+def quota_of(process: Process) -> float:
+    """Cores that its cgroup grants now."""
+    if isinstance(process.group, limits.CgroupV1):
+        return int((process.group.folders["cpu"] / "cpu.cfs_quota_us").read_text()) / limits.PERIOD_US
+    if isinstance(process.group, limits.CgroupV2):
+        return int((process.group.folder / "cpu.max").read_text().split()[0]) / limits.PERIOD_US
+    pytest.skip("no cgroup of this machine can be written")
 
 
 def test_the_defaults_fit_two_cores_and_are_those_of_compose() -> None:
