@@ -30,6 +30,7 @@ class Service:
     photos: dict[str, float]  # CPU time by photo
     spread: list[float]  # quantiles (SPREAD) of a request's time over its photo's mean
     idle_s: float  # answer time with nothing else running
+    idle_demand_s: float  # CPU time of those answers: the machine may have been faster or slower than under load
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,16 @@ def service(cell: Cell) -> Service | None:
     mean = float(np.mean(list(idle_s.values())))
     photos = {name: max(0.2 * demand, demand + seconds - mean) for name, seconds in idle_s.items()}
     spread = np.mean([photo["spread"] for photo in cell.idle.values()], axis=0).tolist()
-    return Service(demand, photos, spread, mean)
+    return Service(demand, photos, spread, mean, cell.idle_cpu_s or demand)
 
 
 def demands(one: Service, n: int, mix: dict[str, float] | None, rng: np.random.Generator) -> Floats:
-    """CPU seconds of n requests: photos drawn by the mix (all alike without one), each with its spread."""
-    names = list(one.photos)
-    shares = np.array([mix.get(name, 0.0) for name in names] if mix else [1.0] * len(names))
-    photo_s = np.array([one.photos[name] for name in names])[rng.choice(len(names), n, p=shares / shares.sum())]
+    """CPU seconds of n requests: photos drawn by the mix, in turn without one, each with its spread."""
+    names, which = list(one.photos), np.arange(n) % len(one.photos)
+    if mix:
+        shares = np.array([mix.get(name, 0.0) for name in names])
+        which = rng.choice(len(names), n, p=shares / shares.sum())
+    photo_s = np.array([one.photos[name] for name in names])[which]
     middle = np.array([0.0, *SPREAD, 100.0])
     values = np.array([one.spread[0], *one.spread, one.spread[-1]])
     drawn: Floats = photo_s * np.interp(rng.uniform(0, 100, n), middle, values)
@@ -140,7 +143,8 @@ def _fixed(one: Service, cpus: float) -> float:
     """What an idle answer takes beside its service; nothing where several threads work on one image."""
     rng = np.random.default_rng(0)
     apart = np.arange(CHECKED // 10) * 10 + rng.uniform(0, 1, CHECKED // 10)
-    service_s = open_loop(apart, demands(one, len(apart), None, rng), 0.0, replicas(1, cpus)).latency_s.mean()
+    work = demands(one, len(apart), None, rng) * (one.idle_demand_s / one.demand_s)
+    service_s = open_loop(apart, work, 0.0, replicas(1, cpus)).latency_s.mean()
     return max(0.0, one.idle_s - float(service_s))
 
 

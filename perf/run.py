@@ -11,7 +11,7 @@ from typing import Any
 
 from perf import adapters, facts, photos, results, samples
 from perf.adapters import Load
-from perf.meter import Running, drive
+from perf.meter import Running, drive, read
 from perf.probe import probe, warm
 from perf.samples import Part, Sample, Second
 from perf.summary import columns
@@ -127,8 +127,9 @@ def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[floa
         part = partial(load, options, cell, running, tick)
         sending = photos.load(options.photos)
         warm(cell["url"], sending, options.users, times.warm)
-        alone = probe(cell["url"], sending, times.idle)
-        samples.append_samples(options.out, Part(stack, cell["model"], "idle"), alone)
+        idle, began, first = Part(stack, cell["model"], "idle"), time.monotonic(), read(running, 0.0, 0.0)
+        samples.append_samples(options.out, idle, probe(cell["url"], sending, times.idle))
+        samples.append_resources(options.out, idle, [first, read(running, time.monotonic() - began, 0.0)])
         tick(times.warm + times.idle)
         sent += part("closed", seconds=times.closed, tool=options.tool)
         if not (peak := answered_rate(sent)):

@@ -85,6 +85,7 @@ class Cell:
     latency: dict[str, Latency] = field(default_factory=dict)  # closed, rate
     timeline: list[dict[str, float]] = field(default_factory=list)  # varying load, a point a second
     idle: dict[str, dict[str, Any]] = field(default_factory=dict)  # by photo: mean_ms, spread (quantiles / mean)
+    idle_cpu_s: float | None = None  # CPU seconds of a request with nothing else running
 
     @property
     def p99_ms(self) -> float:
@@ -127,6 +128,7 @@ def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resource
         latency=latency,
         timeline=timeline(sent["varying"], seconds["varying"]),
         idle=idle(sent["idle"], run["photos"]),
+        idle_cpu_s=cpu_of(sent["idle"], seconds["idle"]),
     )
 
 
@@ -249,6 +251,12 @@ def idle(samples: list[Sample], photos: list[str]) -> dict[str, dict[str, Any]]:
             spread = np.percentile(values / values.mean(), SPREAD).tolist()
             found[name] = {"mean_ms": float(values.mean()), "n": len(values), "spread": spread}
     return found
+
+
+def cpu_of(samples: list[Sample], seconds: list[Second]) -> float | None:
+    """CPU seconds of the stack for each answered request; None where they were not read."""
+    answered = sum(s.status // 100 == 2 for s in samples)
+    return (seconds[-1].cpu_s - seconds[0].cpu_s) / answered if answered and seconds else None
 
 
 def notes(latency: dict[str, Latency], use: Use | None) -> list[str]:

@@ -9,7 +9,13 @@ from perf import results
 from perf.plan import CLOSE, Service, check, demands, need, service
 from perf.summary import SPREAD
 
-ONE = Service(demand_s=0.010, photos={"small.jpg": 0.006, "large.jpg": 0.014}, spread=[1.0] * len(SPREAD), idle_s=0.020)
+ONE = Service(
+    demand_s=0.010,
+    photos={"small.jpg": 0.006, "large.jpg": 0.014},
+    spread=[1.0] * len(SPREAD),
+    idle_s=0.020,
+    idle_demand_s=0.010,
+)
 
 
 def planned(rate: float = 100, max_p99_ms: float = 200, cpus: float = 1.0, one: Service = ONE, **given: Any) -> Any:
@@ -59,6 +65,16 @@ def test_a_system_that_follows_the_model_is_predicted_closely(finished: Path) ->
         rates = [c for c in check(run, cells) if c.name == f"{name} mobilenet_v2" and c.figure.startswith("closed")]
         assert len(rates) == 2
         assert all(abs(c.error) < CLOSE for c in rates)
+
+
+def test_an_idle_answer_of_a_slower_machine_is_not_taken_for_a_wait(finished: Path) -> None:
+    slow = replace(ONE, idle_s=0.020, idle_demand_s=0.020)  # all of its time is service
+    waits = replace(ONE, idle_s=0.020, idle_demand_s=0.010)
+    assert planned(rate=10, one=waits).p50_ms - planned(rate=10, one=slow).p50_ms == pytest.approx(10, abs=1)
+    cells = results.read(finished)[1]
+    assert {c.idle_cpu_s for c in cells if c.stack == "single"} == {
+        11 * 0.5 / 40
+    }  # the fixture's counters and requests
 
 
 def test_replicas_that_came_and_went_are_not_simulated(finished: Path) -> None:
