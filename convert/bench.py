@@ -37,10 +37,19 @@ RECIPES = (
 
 
 class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Calibration photos, a batch a call. Percentiles need every batch of the same size."""
+    """Calibration photos, a batch a call. Percentiles need every batch of the same size, and hold the activations of
+    all photos between two calls of `set_range` in memory (onnxruntime issue 10503)."""
 
     def __init__(self, batches: Sequence[NDArray[np.uint8]]) -> None:
-        self.left = iter([batch for batch in batches if len(batch) == photos.BATCH])
+        self.batches = [batch for batch in batches if len(batch) == photos.BATCH]
+        self.set_range(0, len(self.batches))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Only these batches from now on."""
+        self.left = iter(self.batches[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         """The next feed, None at the end."""
@@ -88,6 +97,7 @@ def theirs(work: Path, contract: Contract, found: Photos, progress: Progress) ->
                 activation_type=ort.QuantType.QUInt8,
                 weight_type=ort.QuantType.QInt8,
                 calibrate_method=method,
+                extra_options={"CalibStridedMinMax": 1},  # batches at once, of every method
             )
             tick()
     return models

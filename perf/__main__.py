@@ -18,16 +18,18 @@ HERE = Path(__file__).parent
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line and status 2."""
     given = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, signal.default_int_handler)
     command: Callable[[argparse.Namespace], int] = given.command
     try:
         return command(given)
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,8 +126,8 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: above zero")
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number above zero")
     return value
 
 

@@ -1,18 +1,19 @@
 """The load tools: how each is called, and how what it prints becomes the same samples.
 
-locust logs every request. wrk keeps a histogram of latencies: its requests are placed at the histogram's quantiles and
-evenly in time. siege prints every request in steps of 10 ms, not when it was sent: they are placed evenly in time.
-Neither says which photo a request carried (index -1), and neither sends at a constant rate: that part is locust's.
+locust logs every request. wrk keeps a histogram of latencies: its requests are placed at the histogram's quantiles, in
+no order and evenly in time. siege prints every request in steps of 10 ms, not when it was sent: evenly in time. Neither
+says which photo a request carried (index -1), and neither sends at a constant rate: that part is locust's.
 """
 
 import csv
 import math
+import random
 import shutil
 import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,11 +99,11 @@ def wrk_samples(load: Load, folder: Path) -> list[Sample]:
     totals = [(float(a) / 1e6, int(float(b))) for key, a, b in lines if key == "total"]
     if not totals:
         return []
-    answered = sum(count for status, count in statuses if status)
-    latencies = chain(_at_quantiles(values, answered), repeat(1000.0 * load.seconds))
-    codes = chain.from_iterable(repeat(status, count) for status, count in sorted(statuses, reverse=True))
-    # requests without an answer (status 0) come last and take the load's whole time
-    return _evenly(totals[0][0], totals[0][1], [(next(latencies), code) for code in codes])
+    codes, silent = [code for code, n in statuses if code for _ in range(n)], dict(statuses).get(0, 0)
+    rng = random.Random(0)  # noqa: S311  whose a latency was and when, wrk does not say: in no order
+    pairs = list(zip(_at_quantiles(values, len(codes)), rng.sample(codes, len(codes)), strict=True))
+    pairs += [(1000.0 * load.seconds, 0)] * silent
+    return _evenly(totals[0][0], totals[0][1], rng.sample(pairs, len(pairs)))
 
 
 def _at_quantiles(histogram: list[tuple[float, int]], n: int) -> list[float]:

@@ -25,7 +25,7 @@ WRITTEN = (results.RESULTS, SAMPLES, RESOURCES, "report.html", "report.md", runn
 
 def run(given: argparse.Namespace) -> int:
     """Measure and report, also what an interrupted run has measured. Status 1: no cell is valid; 130: interrupted."""
-    options = run_options(given)
+    options, _ = run_options(given), constraints(given)  # a mistake in either is said before anything is measured
     sent = [photo.name for photo in photos.load(options.photos)]
     run_facts = running.start(options, sent)
     prepare(options.out)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perf import engine, queues
-from perf.deployment import Deployment, StackError
+from perf.deployment import BALANCER_CPUS, Deployment, StackError
 from perf.usage import Ledger, Usage
 
 REPO = Path(__file__).parents[1]
@@ -113,6 +113,9 @@ def project(wanted: Deployment) -> Project:
         "SOUS_DEFAULT_MODEL": wanted.model,
         "REPLICAS": str(wanted.first_replicas),
         "MAX_REPLICAS": str(wanted.max_replicas),
+        "BIND": "127.0.0.1",
+        "SINGLE_PORT" if wanted.kind == "single" else "BALANCER_PORT": str(wanted.port),
+        "BALANCER_CPUS": str(BALANCER_CPUS),
         "REPLICA_CPUS": str(wanted.cpus),
         "REPLICA_MEMORY": f"{wanted.memory_mb}M",
         "SCALE_FASTER": str(wanted.faster),

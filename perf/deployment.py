@@ -13,6 +13,9 @@ CPUS = 0.5
 MEMORY_MB = 512
 REPLICAS = 2
 MAX_REPLICAS = 3
+BALANCER_CPUS = 0.2
+BALANCER_MEMORY_MB = 320
+SCALER_CPUS = 0.2
 PLAIN_MEMORY_MB = 2048  # `model.predict` takes about 1 GB: it is measured, not ended
 FASTER = 30.0  # a scale-down window of 300 s becomes 10 s, for a load compressed in time
 
@@ -55,3 +58,8 @@ class Deployment:
     def first_replicas(self) -> int:
         """Replicas that the stack begins with."""
         return self.replicas if self.kind == "balanced" else 1
+
+
+def beside_cpus(kind: str) -> float:
+    """Cores that a stack reserves beside its replicas: those of the balancer and of the scaler."""
+    return {"balanced": BALANCER_CPUS, "scaled": BALANCER_CPUS + SCALER_CPUS}.get(kind, 0.0)

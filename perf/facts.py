@@ -56,7 +56,9 @@ def _tool_version(command: list[str]) -> str | None:
 
 
 def commit() -> str:
-    """Short hash of the checkout, marked where files differ from it; empty outside a checkout."""
+    """Short hash of the checkout, marked where files differ from it; empty outside a checkout or without git."""
+    if not shutil.which("git"):
+        return ""
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603 - constants
     dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)  # noqa: S603 - constants

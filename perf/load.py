@@ -31,7 +31,7 @@ from perf.samples import Sample
 
 TIMEOUT_S = 30.0
 SENDERS_S = 4.0  # senders kept for a timed load: so many seconds of its highest rate can be under way at once
-Send = tuple[float, int]  # intended send (seconds after the start), index of the photo
+Send = tuple[float, int]  # intended send (Unix time), index of the photo
 
 
 class Sender(FastHttpUser):
@@ -44,7 +44,6 @@ class Sender(FastHttpUser):
     path: str
     photos: list[Photo]
     sends: Iterator[Send]  # shared by all senders
-    began: float
 
     @task
     def send(self) -> None:
@@ -52,21 +51,27 @@ class Sender(FastHttpUser):
         at_s, photo = next(self.sends, (None, 0))
         if at_s is None:
             raise StopUser
-        gevent.sleep(max(0.0, self.began + at_s - time.time()))
-        context = {"intended": self.began + at_s, "photo": photo}
+        gevent.sleep(max(0.0, at_s - time.time()))
+        context = {"intended": at_s, "photo": photo}
         headers = {"Content-Type": CONTENT_TYPE}
         body: Any = self.photos[photo].body  # bytes are sent as they are; the annotation of `data` leaves them out
         self.client.post(self.path, data=body, headers=headers, context=context)
 
 
 def closed_loop(seconds: float, photos: int, first: int) -> Iterator[Send]:
-    """A send at every moment it is asked for, until the time is over."""
-    began = time.time()
+    """A send at every moment it is asked for, until the time since the first is over."""
+    ends = time.time() + seconds
     for k in itertools.count(first):
-        now = time.time() - began
-        if now >= seconds:
+        if (now := time.time()) >= ends:
             return
         yield now, k % photos
+
+
+def timed(steps: list[tuple[float, float]], photos: int, share: tuple[int, int]) -> Iterator[Send]:
+    """The sends of a schedule that are this process's, from the moment of the first on."""
+    began, (number, processes) = time.time(), share
+    due = ((began + at_s, k % photos) for k, at_s in enumerate(schedule.intended_sends(steps)))
+    yield from itertools.islice(due, number - 1, None, processes)
 
 
 def record(samples: list[Sample], origin: float) -> Any:
@@ -86,9 +91,8 @@ def record(samples: list[Sample], origin: float) -> Any:
 def generate(url: str, photos: list[Photo], users: int, sends: Iterator[Send], listen: Any) -> None:
     """Send until `sends` is used up and every answer is in."""
     parts = urlsplit(url)
-    began = time.time()
     shared = {"host": f"{parts.scheme}://{parts.netloc}", "path": f"{parts.path}?{parts.query}", "abstract": False}
-    user = type("User", (Sender,), {**shared, "photos": photos, "sends": sends, "began": began})
+    user = type("User", (Sender,), {**shared, "photos": photos, "sends": sends})
     environment = Environment(user_classes=[user])
     environment.events.request.add_listener(listen)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()
@@ -117,8 +121,7 @@ def planned(given: argparse.Namespace, photos: int) -> tuple[int, Iterator[Send]
         users = len(range(number - 1, given.users, processes))
         return users, closed_loop(given.seconds, photos, number - 1)
     highest = max(rate for rate, _ in given.schedule) / processes
-    sends = ((at_s, k % photos) for k, at_s in enumerate(schedule.intended_sends(given.schedule)))
-    return max(10, round(highest * SENDERS_S)), itertools.islice(sends, number - 1, None, processes)
+    return max(10, round(highest * SENDERS_S)), timed(given.schedule, photos, (number, processes))
 
 
 def main() -> None:

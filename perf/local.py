@@ -1,6 +1,7 @@
 """A stack by local processes, for machines without Docker: the service under gunicorn, and nginx, on the same ports."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from perf import queues
-from perf.deployment import PLAIN_MEMORY_MB, Deployment, StackError
+from perf.deployment import BALANCER_CPUS, BALANCER_MEMORY_MB, PLAIN_MEMORY_MB, Deployment, StackError
 from perf.limits import limited
 from perf.processes import REPO, Process, refuse_taken, taken
 from perf.usage import Ledger, Usage
@@ -58,15 +59,18 @@ class Replicas:
         """Start as many replicas and wait until they answer.
 
         Raises:
-            StackError: a port is taken, or one does not become ready.
+            StackError: a port is taken, nginx is needed and not there, or one does not become ready.
         """
+        if self.balancer_port is not None and not shutil.which("nginx"):
+            raise StackError("nginx is not installed: install it (Debian package nginx-light), or use Docker")
         self._start(replicas)
         if self.balancer_port is None:
             return
         refuse_taken(self.balancer_port)
         self._configure()
         command = ["nginx", "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
-        self.nginx = Process("nginx", command, {}, None)
+        limit = limited(f"sous-{os.getpid()}-nginx", 0, BALANCER_CPUS, BALANCER_MEMORY_MB * 1024**2)
+        self.nginx = Process("nginx", command, {}, limit)
         self.nginx.wait_ready(f"{self.url}/health/ready")
 
     def down(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from perf.adapters import Load, Tool
+from perf.interrupts import held
 from perf.samples import Sample, Second
 from perf.yardstick import yardstick_ms
 
@@ -94,8 +95,9 @@ def generators(commands: list[list[str]], folder: Path) -> Iterator[list[subproc
             processes.append(process)
         yield processes
     finally:
-        for process in processes:
-            stop(process)
+        with held():
+            for process in processes:
+                stop(process)
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
@@ -128,7 +130,7 @@ def watch(
         last = now
         used.update({p.pid: cpu for p in processes if (cpu := cpu_seconds(p.pid)) is not None})
         # a replica that comes or goes may have no counters at this moment: the next second has them
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError, subprocess.SubprocessError):
             seconds.append(read(stack, now - began, sum(used.values())))
         if all(p.poll() is not None for p in processes) or now - began > planned + OVERTIME_S:
             return False

@@ -6,6 +6,7 @@ from itertools import product
 from math import inf, log
 from typing import NamedTuple
 
+from perf.deployment import beside_cpus
 from perf.summary import Cell
 
 CORE_HOUR_PRICE = 0.04  # a core for an hour in any currency, if no price is given; it moves no ranking
@@ -103,11 +104,12 @@ def recommend(cells: list[Cell], constraints: Constraints, cpus: float) -> Recom
 
 
 def candidate(cell: Cell, cpus: float, price: float) -> Candidate:
-    """A cell's figures; its cores are those reserved for its replicas, or used where nothing held it to them."""
+    """A cell's figures; its cores are those reserved for replicas, balancer and scaler, or used where nothing held it
+    to them."""
     use, rate = cell.use, cell.rate
     if not use or not rate or cell.accuracy is None:
         raise ValueError(f"{cell.model} on {cell.stack} has no resources, rate or accuracy")
-    cores = max(use.replicas * cpus, use.cores)
+    cores = max(use.replicas * cpus + beside_cpus(cell.stack), use.cores)
     cost = cores * price / 3600 / rate.value * 1e6
     return Candidate(
         cell.stack, cell.model, cell.accuracy, rate.value, cell.p99_ms, use.memory_mb, cost, rate.low, rate.high

@@ -29,7 +29,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
         data = json.loads((folder / RESULTS).read_text())
         run = data["run"]
         samples = read_samples(folder)
-        cells = summarise(run, samples, read_resources(folder)) if samples else [_cell(c) for c in data["cells"]]
+        kept = data["cells"] and not samples  # a folder that holds the summary alone
+        cells = [_cell(c) for c in data["cells"]] if kept else summarise(run, samples, read_resources(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} holds no results of a run ({error}): make one with perf/run.sh --out {folder}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measure every model on every stack and write the report. Options: perf/run.sh --help
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python=.venv/bin/python
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
-exec "$python" -m perf run "$@"
+# -P: what lies in the current folder, from which paths are taken, is not imported
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" -P -m perf run "$@"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from perf import compose, local, scaler
 from perf.deployment import Deployment, Engine, Kind, StackError
+from perf.interrupts import held
 from perf.usage import Usage
 
 
@@ -49,18 +50,23 @@ def up(kind: Kind, *, model: str, models_dir: Path, engine: Engine, **figures: A
 
 def _by_compose(stack: ExitStack, wanted: Deployment) -> Running:
     project = compose.project(wanted)
-    stack.callback(project.down)
+    stack.callback(_down, project)
     project.up()
     return project
 
 
 def _local(stack: ExitStack, wanted: Deployment) -> Running:
     replicas = local.replicas(stack, wanted)
-    stack.callback(replicas.down)
+    stack.callback(_down, replicas)
     replicas.up(wanted.first_replicas)
     if wanted.kind == "scaled":
         stack.enter_context(_scaled(replicas, wanted))
     return replicas
+
+
+def _down(running: compose.Project | local.Replicas) -> None:
+    with held():
+        running.down()
 
 
 @contextlib.contextmanager
@@ -74,8 +80,9 @@ def _scaled(cluster: scaler.Cluster, wanted: Deployment) -> Iterator[None]:
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
+        with held():
+            stop.set()
+            thread.join()
 
 
 def _say(line: str) -> None:

@@ -15,13 +15,15 @@ def reasons(
 ) -> list[str]:
     """Why the cell is invalid, one sentence a reason; empty when it is valid."""
     found = [facts["reason"]] if facts.get("reason") else []
-    processes, cores = run["options"]["threads"], run["machine"]["cores"]
-    for phase, name in (("closed", "closed loop"), ("rate", "constant rate")):
-        if not sent[phase]:
+    options, cores = run["options"], run["machine"]["cores"]
+    processes = min(options["threads"], options["users"], cores)
+    for phase, name in (("closed", "closed loop"), ("rate", "constant rate"), ("varying", "varying load")):
+        if not sent.get(phase):
             continue
-        found += _generator(name, generator_cores(sent[phase], seconds[phase]), processes)
-        found += _steal(name, seconds[phase], cores)
-        found += _others(name, seconds[phase], cores)
+        if phase != "varying":  # no figure of it is compared: what was asked of it must have been answered
+            found += _generator(name, generator_cores(sent[phase], seconds[phase]), processes)
+            found += _steal(name, seconds[phase], cores)
+            found += _others(name, seconds[phase], cores)
         found += _errors(name, sent[phase])
         found += _replicas(name, seconds[phase])
     return found

@@ -23,6 +23,22 @@ def test_every_recipe_is_in_the_table(
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime.quantization")
+def test_onnx_runtime_calibrates_on_one_batch_after_the_other(
+    saved: Path, photos: Path, quick: None, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    set_range = bench.Reader.set_range
+
+    def count(reader: bench.Reader, start_index: int, end_index: int) -> None:
+        asked.append(end_index - start_index)
+        set_range(reader, start_index, end_index)
+
+    monkeypatch.setattr(bench.Reader, "set_range", count)
+    assert bench.main([str(saved), "--images", str(photos), "--calibration", "16"]) == 0
+    assert asked == [2, 1, 1] * len(bench.RECIPES)  # the whole of 16 photos when it is made, then batch by batch
+
+
 def test_a_mistake_is_answered_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([str(tmp_path / "missing.keras"), "--images", str(tmp_path)]) == 2
     assert "convert: no model at" in capsys.readouterr().err

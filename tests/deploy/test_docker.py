@@ -251,6 +251,45 @@ def test_the_scaled_stack_follows_the_load(packages: Path) -> None:
     assert answers.failed() == {}
 
 
+def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(packages: Path) -> None:
+    new = f"{tag()}-next-{os.getpid()}"
+    for name in ("service", "scaler"):
+        docker("tag", f"sous/{name}:{tag()}", f"sous/{name}:{new}")
+    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", max_replicas=2) as running:
+        assert isinstance(running, Project)
+        environment = {**running.environment, "TAG": new}
+        try:
+            subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
+            assert [one["Image"] for one in replicas(running).values()] == [f"sous/service:{new}"]
+            [scaler] = engine.containers(running.name, "scaler")
+            assert f"TAG={new}" in engine.ask(f"/containers/{scaler['Id']}/json")["Config"]["Env"]
+            assert predict(running.url)["model"] == "colours"
+        finally:
+            running.down()
+            docker("rmi", *(f"sous/{name}:{new}" for name in ("service", "scaler")))
+
+
+def test_an_image_that_does_not_become_healthy_is_taken_back(balanced: Project) -> None:
+    bad = f"{tag()}-bad-{os.getpid()}"
+    docker("build", "--quiet", "--tag", f"sous/service:{bad}", "-", input=f'FROM {service_image()}\nCMD ["false"]\n')
+    before = set(replicas(balanced))
+    try:
+        done = subprocess.run(
+            ["deploy/roll"],
+            cwd=REPO,
+            env={**balanced.environment, "TAG": bad},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "does not become healthy; its replica is removed, the others serve on" in done.stderr
+        assert set(replicas(balanced)) == before
+        assert predict(balanced.url)["model"] == "colours"
+    finally:
+        docker("rmi", "--force", f"sous/service:{bad}")
+
+
 class Interrupted(BaseException):
     """As KeyboardInterrupt, which pytest takes for its own."""
 

@@ -85,8 +85,8 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         self.log = log
 
-    def post(self, size: int = 1000) -> tuple[int, http.client.HTTPMessage, bytes]:
-        self.connection.request("POST", "/predict", b"x" * size, {"Content-Type": "image/jpeg"})
+    def post(self, size: int = 1000, **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+        self.connection.request("POST", "/predict", b"x" * size, {"Content-Type": "image/jpeg", **headers})
         answer = self.connection.getresponse()
         return answer.status, answer.headers, answer.read()
 
@@ -215,6 +215,15 @@ def test_replicas_learn_who_asked(balanced: Balanced) -> None:
     assert headers["X-Forwarded-For"] == "127.0.0.1"
     assert headers["Host"].startswith("127.0.0.1:")
     assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [(None, None), ("500", "500"), ("9999", "9999"), ("60000", "10000"), ("soon", "soon")]
+)
+def test_no_request_may_take_longer_than_nginx_waits(balanced: Balanced, asked: str | None, given: str | None) -> None:
+    client, [replica] = balanced(200)
+    client.post(**({"X-Request-Timeout-Ms": asked} if asked else {}))
+    assert replica.seen[0].get("X-Request-Timeout-Ms") == given
 
 
 def test_the_access_log_names_the_replica_and_the_times(balanced: Balanced) -> None:

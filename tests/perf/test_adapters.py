@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perf import photos
-from perf.adapters import Load, find
+from perf.adapters import Load, find, wrk_samples
 from perf.meter import drive
 from perf.samples import Sample, Second
 
@@ -40,6 +40,8 @@ def test_a_closed_loop_finds_the_servers_rate(tool: str, server: Any, photos_dir
     elapsed = max(s.at_s + s.latency_ms / 1000 for s in sent) - min(s.at_s for s in sent)
     assert 20 < len(sent) / elapsed < 46
     assert 60 < np.median([s.latency_ms for s in sent]) < 180
+    under_way = sum(s.latency_ms for s in sent) / 1000 / elapsed
+    assert under_way <= 4.02 or tool != "locust"  # as many as users: no latency holds more than its request
     assert len(read) >= 2
     assert tool != "locust" or read[-1].generator_cpu_s > 0  # the others use less than a clock tick
 
@@ -78,6 +80,20 @@ def test_processes_share_a_timed_load(server: Any, photos_dir: Path) -> None:
     sent, _ = driven("locust", to(server, photos_dir, schedule=((30.0, 1.0),), processes=2), server)
     assert len(sent) == 30
     assert sorted(s.photo for s in sent) == [0] * 15 + [1] * 15
+
+
+def test_a_histogram_is_spread_in_no_order_over_time_and_statuses(photos_dir: Path, tmp_path: Path) -> None:
+    lines = [f"sous latency_us {ms * 1000} 50" for ms in range(10, 50)] + [
+        "sous status 200 1600",
+        "sous status 503 400",
+    ]
+    (tmp_path / "1.out").write_text("\n".join([*lines, "sous total 20000000 100000", ""]))
+    sent = wrk_samples(Load("http://127.0.0.1:9", photos_dir, 4, 20), tmp_path)
+    late = [s.latency_ms for s in sent if s.at_s > 10]
+    assert np.mean(late) == pytest.approx(np.mean([s.latency_ms for s in sent]), rel=0.05)
+    refused = [s.latency_ms for s in sent if s.status == 503]
+    assert len(refused) == 400
+    assert np.mean(refused) == pytest.approx(np.mean([s.latency_ms for s in sent]), rel=0.05)
 
 
 def test_a_tool_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

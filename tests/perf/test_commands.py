@@ -1,12 +1,13 @@
 import contextlib
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perf import stacks
+from perf import facts, stacks
 from perf.__main__ import main, parser
 from perf.commands import run_options, times
 from perf.run import FULL, QUICK
@@ -46,6 +47,7 @@ def test_a_duration_moves_the_other_loads_with_it() -> None:
         (["--models", "nosuch"], "no package of nosuch in .*: name others with --models"),
         (["--stacks", "single,triple"], "unknown stack triple: choose from plain, single, balanced, scaled"),
         (["--photos", "/nonexistent"], "no photo .*: name a folder of photos with --photos"),
+        (["--min-accuracy", "58"], "--min-accuracy 58: top-1 is between 0 and 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -60,7 +62,10 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("given", [["-d", "0s"], ["-d", "soon"], ["-c", "0"], ["--rate", "-1"], ["--tool", "ab"]])
+@pytest.mark.parametrize(
+    "given",
+    [["-d", "0s"], ["-d", "soon"], ["-d", "inf"], ["-c", "0"], ["--rate", "-1"], ["--rate", "nan"], ["--tool", "ab"]],
+)
 def test_an_option_out_of_range_is_refused(given: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args(["run", *given])
@@ -84,6 +89,38 @@ def test_a_folder_with_other_files_is_not_written_to(
     assert main(["run", *given]) == 2
     assert "holds other files (thesis.txt)" in capsys.readouterr().err
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_in_the_place_of_the_results_is_a_mistake_in_one_line(
+    models_dir: Path, photos_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    given = ["--models-dir", str(models_dir), "--photos", str(photos_dir), "--engine", "local"]
+    assert main(["run", *given, "--out", str(tmp_path / "thesis.txt")]) == 2
+    assert re.fullmatch(r"error: .*thesis\.txt.*\n", capsys.readouterr().err)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_paths_are_taken_from_where_the_user_is(tmp_path: Path) -> None:
+    (tmp_path / "perf.py").write_text("raise SystemExit('not this one')")
+    (tmp_path / "mine").mkdir()
+    script = Path(__file__).parents[2] / "perf/run.sh"
+    done = subprocess.run(
+        [script, "--photos", "mine", "--models-dir", "packages"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no package of any in packages" in done.stderr
+    done = subprocess.run([script, "--photos", "mine"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"{tmp_path}/mine" in done.stderr
+
+
+def test_without_git_a_run_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert facts.commit() == ""
 
 
 def test_a_run_ends_in_a_report(  # noqa: PLR0917 - fixtures

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from perf.deployment import BALANCER_CPUS
 from perf.intervals import Interval
 from perf.recommend import Candidate, Constraints, Recommendation, candidate, dominator, recommend
 from perf.summary import Cell, Latency, Use
@@ -53,6 +54,12 @@ def test_each_priority_has_its_own_winner() -> None:
         "balance": "small on single",
         "highest accuracy": "large on single",
     }
+
+
+def test_the_cost_is_that_of_every_core_reserved() -> None:
+    costs = {c.stack: candidate(c, 0.5, 0.04).cost for c in (SMALL, SMALL_TWICE)}
+    assert costs["single"] == pytest.approx(0.5 * 0.04 / 3600 / 100 * 1e6)
+    assert costs["balanced"] == pytest.approx((2 * 0.5 + BALANCER_CPUS) * 0.04 / 3600 / 190 * 1e6)
 
 
 def test_every_choice_gives_reasons_in_numbers_and_what_would_change_it() -> None:

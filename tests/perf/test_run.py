@@ -100,6 +100,14 @@ def test_a_stack_that_does_not_come_up_costs_only_its_own_cell(options: Options,
     assert balanced.columns
 
 
+def test_a_run_of_which_nothing_came_up_says_why(options: Options, server: Any) -> None:
+    stacks = Stacks(server)
+    stacks.broken = {"single"}
+    measured(replace(options, stacks=("single",)), stacks)
+    _, (single,) = results.read(options.out)
+    assert single.reasons == ["failed: port 8000 is taken"]
+
+
 def test_an_interrupted_run_keeps_what_was_measured_and_takes_the_stack_down(
     options: Options, server: Any, children_end: None
 ) -> None:

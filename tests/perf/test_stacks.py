@@ -14,7 +14,16 @@ import httpx
 import pytest
 
 from perf import limits, stacks
-from perf.deployment import Deployment, Kind, StackError
+from perf.compose import project
+from perf.deployment import (
+    BALANCER_CPUS,
+    BALANCER_MEMORY_MB,
+    SCALER_CPUS,
+    Deployment,
+    Kind,
+    StackError,
+    beside_cpus,
+)
 from perf.local import Recipe, Replicas
 from perf.processes import Process
 from tests.deploy.load import load
@@ -184,6 +193,37 @@ def test_the_plain_recipe_needs_a_keras_file(tmp_path: Path) -> None:
         pass
 
 
+@needs_nginx
+def test_an_interrupt_while_a_stack_is_taken_down_waits_until_it_is(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Process.stop
+
+    def impatient(process: Process) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop(process)
+
+    monkeypatch.setattr(Process, "stop", impatient)
+    asked = stacks.up("balanced", model="colours", models_dir=packages, engine="local")
+    with pytest.raises(KeyboardInterrupt), asked:
+        pass  # `nothing_left` looks for processes and cgroups
+
+
+def test_without_nginx_the_balanced_stack_says_what_to_install(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    asked = stacks.up("balanced", model="colours", models_dir=packages, engine="local")
+    with pytest.raises(StackError, match="nginx is not installed: install it"), asked:
+        pass
+
+
+@needs_nginx
+def test_the_balancer_is_limited_as_in_compose(packages: Path) -> None:
+    with stacks.up("balanced", model="colours", models_dir=packages, engine="local", replicas=1) as running:
+        assert isinstance(running, Replicas)
+        assert running.nginx
+        assert quota_of(running.nginx) == BALANCER_CPUS
+
+
 def test_a_replica_starts_on_more_cores_than_it_is_measured_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
     (tmp_path / "health").mkdir()
@@ -228,4 +268,17 @@ def test_the_defaults_fit_two_cores_and_are_those_of_compose() -> None:
     )
     assert given["REPLICA_MEMORY"] == f"{default.memory_mb}M"
     generator = 0.3  # of a core, for some 300 requests a second
-    assert default.max_replicas * default.cpus + float(given["BALANCER_CPUS"]) + generator <= 2
+    assert default.max_replicas * default.cpus + BALANCER_CPUS + generator <= 2
+    assert given["BALANCER_CPUS"] == str(BALANCER_CPUS)
+    compose = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
+    assert f'limits: {{cpus: "${{BALANCER_CPUS}}", memory: {BALANCER_MEMORY_MB}M}}' in compose
+    assert f'limits: {{cpus: "{SCALER_CPUS}", memory' in compose
+    kinds = ("plain", "single", "balanced", "scaled")
+    assert [beside_cpus(kind) for kind in kinds] == [0, 0, BALANCER_CPUS, BALANCER_CPUS + SCALER_CPUS]
+
+
+def test_compose_listens_where_the_load_goes_whatever_its_env_file_says(tmp_path: Path) -> None:
+    single, scaled = (Deployment(kind, "m", tmp_path) for kind in ("single", "scaled"))
+    assert project(single).environment["SINGLE_PORT"] == str(single.port)
+    assert project(scaled).environment["BALANCER_PORT"] == str(scaled.port)
+    assert project(scaled).environment["BIND"] == "127.0.0.1"

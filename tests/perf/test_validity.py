@@ -24,6 +24,8 @@ def test_a_saturated_generator(run_facts: dict[str, Any], loads: SimpleNamespace
     assert reason == "closed loop: the load generator was saturated (0.95 cores, limit 0.85)"
     run_facts["options"]["threads"] = 2
     assert judged(run_facts, loads.closed(50, 20), read) == []
+    run_facts["options"] |= {"threads": 8, "users": 1}  # one process all the same
+    assert judged(run_facts, loads.closed(50, 20), read) == [reason]
 
 
 def test_a_host_that_takes_the_cpu_away(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
@@ -58,3 +60,12 @@ def test_the_constant_rate_is_judged_too(run_facts: dict[str, Any], loads: Simpl
 
 def test_what_a_cell_died_of_is_a_reason(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
     assert judged(run_facts, loads.closed(50, 20), loads.resources(), reason="interrupted") == ["interrupted"]
+
+
+def test_a_varying_load_that_was_not_answered(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    sent = {"closed": loads.closed(50, 20), "rate": [], "varying": loads.closed(5, 20, status=503)}
+    read = {"closed": loads.resources(), "rate": [], "varying": [s._replace(replicas=0) for s in loads.resources()]}
+    assert reasons(run_facts, FACTS, sent, read) == [
+        "varying load: 100.0% of the requests failed (status 503; limit 1%)",
+        "varying load: no replica was ready for a time",
+    ]
