@@ -22,6 +22,7 @@ from service.routes import problem_response
 from service.routes.operations import live, model, models, prometheus, ready
 from service.routes.page import page
 from service.routes.predict import predict
+from service.routes.upload import Bodies
 from service.settings import Settings, read_settings
 
 CANNOT_SERVE = 4  # exit status that makes gunicorn give up rather than start the worker again
@@ -40,11 +41,13 @@ class SchemaPlugin(JsonRenderPlugin):
 
 def create_app(settings: Settings | None = None) -> Litestar:
     """The ASGI application; settings from the environment by default. Models are loaded once it has started."""
+    settings = settings or read_settings()
+    bodies = Bodies(settings.max_held_bytes)
     return Litestar(
         route_handlers=[predict, live, ready, prometheus, models, model, page],
         exception_handlers={Exception: problem_response},
         lifespan=[lifespan],
-        state=State({"settings": settings or read_settings(), "classifier": None, "draining": False}),
+        state=State({"settings": settings, "classifier": None, "draining": False, "bodies": bodies}),
         openapi_config=OpenAPIConfig("Sous", "1", path="/schema", render_plugins=[SchemaPlugin()]),
         logging_config=None,
     )

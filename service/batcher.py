@@ -138,12 +138,16 @@ class Batcher:
         """Raise QueueFull if `count` more would not fit even when the dead are swept out. On the event loop only."""
         if len(queue.waiting) + count <= queue.max_size:
             return
-        with self._changed:
-            expired = queue.sweep(self._clock())
-        settle(expired, [_expired()] * len(expired))
+        self.sweep(queue)
         if len(queue.waiting) + count > queue.max_size:
             backlog_s = sum(len(each.waiting) * each.item_s for each in self._queues) / len(self._threads)
             raise QueueFull("The queue is full. Send it again later.", retry_after_s=max(1, math.ceil(backlog_s)))
+
+    def sweep(self, queue: Queue[T, R]) -> None:
+        """Let go of the payloads that nobody waits for, and answer the expired. On the event loop only."""
+        with self._changed:
+            expired = queue.sweep(self._clock())
+        settle(expired, [_expired()] * len(expired))
 
     def close(self) -> None:
         """Refuse what is new, answer what waits, end the threads. Blocks: not on the event loop."""

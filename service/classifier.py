@@ -89,6 +89,9 @@ class Classifier:
             served.meters.queue_images.set(len(queue.waiting))
             try:
                 await _settled(ticket, hung_up)
+            except ClientGone:
+                self._batcher.sweep(queue)
+                raise
             finally:
                 served.meters.queue_images.set(len(queue.waiting))
             _check_deadline(ticket)

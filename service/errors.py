@@ -48,7 +48,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """Shed: `retry_after_s` is when the images that wait now will have been answered."""
+    """Shed: too many images wait, which will have been answered in `retry_after_s`, or too many bytes are held."""
 
     status = 429
     code = "queue_full"

@@ -4,13 +4,14 @@ Each reader raises ValueError, IndexError or struct.error for a header that make
 """
 
 import struct
+from collections.abc import Iterator
 
 from service import jpeg
 
 # Far more than any encoder writes, few enough to walk in milliseconds.
 _MAX_JPEG_SCANS = 32  # each costs a pass over the picture, however few bytes it has; encoders write about 10
 _MAX_PNG_CHUNKS = 20_000
-_MAX_GIF_EXTENSIONS, _MAX_GIF_SUB_BLOCKS = 100, 2_000
+_MAX_GIF_EXTENSIONS, _MAX_GIF_SUB_BLOCKS = 100, 2_000  # sub-blocks of all extensions together
 _PNG_PICTURE = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
 
 
@@ -84,14 +85,14 @@ def _gif_size(data: bytes) -> tuple[int, int]:
 
 def _gif_parts(data: bytes) -> tuple[int, int, int]:
     """Start and end of the last graphic control extension (what is transparent), start of the first picture."""
-    position = _gif_palette_end(data)
+    position, budget = _gif_palette_end(data), iter(range(_MAX_GIF_SUB_BLOCKS))
     control_start = control_end = position
     for _ in range(_MAX_GIF_EXTENSIONS):
         if data[position] == 0x2C:
             return control_start, control_end, position
         if data[position] != 0x21:
             raise ValueError("neither an extension nor a picture")
-        start, position = position, _after_blocks(data, position + 2)
+        start, position = position, _after_blocks(data, position + 2, budget)
         if data[start + 1] == 0xF9:
             control_start, control_end = start, position
     raise ValueError("too many extensions")
@@ -102,9 +103,12 @@ def _gif_palette_end(data: bytes) -> int:
     return 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 
 
-def _after_blocks(data: bytes, position: int) -> int:
-    """Past the sub-blocks at `position`: a length byte and as many bytes each, ended by an empty one."""
-    for _ in range(_MAX_GIF_SUB_BLOCKS):
+def _after_blocks(data: bytes, position: int, budget: Iterator[int]) -> int:
+    """Past the sub-blocks at `position`: a length byte and as many bytes each, ended by an empty one.
+
+    Each takes one of `budget`.
+    """
+    for _ in budget:
         length = data[position]
         position += 1 + length
         if length == 0:

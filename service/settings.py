@@ -37,12 +37,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_image_bytes: Annotated[int, _count("largest photo")] = 16 * 1024**2
     max_image_pixels: Annotated[int, _count("most pixels of a photo, by its header")] = 40_000_000
     max_request_bytes: Annotated[int, _count("largest multipart body")] = 32 * 1024**2
+    max_held_bytes: Annotated[int, _count("bodies of all requests in a worker; beyond it 429")] = 128 * 1024**2
     max_files: Annotated[int, _count("most photos in a request")] = 16
     drain_delay_ms: Annotated[int, _count("from SIGTERM, when readiness fails, until the door closes", 0)] = 1000
 
     def __post_init__(self) -> None:
         if self.max_files > self.max_queue_size:
             raise ValueError(f"max_files {self.max_files} is more than max_queue_size {self.max_queue_size}")
+        if self.max_held_bytes < max(self.max_request_bytes, self.max_image_bytes):
+            raise ValueError(
+                f"max_held_bytes {self.max_held_bytes} is less than max_request_bytes {self.max_request_bytes} "
+                f"or max_image_bytes {self.max_image_bytes}"
+            )
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:

@@ -35,11 +35,14 @@ def prometheus() -> Response[bytes]:
 
 @get("/models", sync_to_thread=False)
 def models(request: HttpRequest) -> dict[str, Any]:
-    """What is served: versions, the default one, labels and preprocessing."""
+    """What is served: the default model, and the default version of each with all versions there are."""
     repository = ready_classifier(request).repository
     return {
         "default": repository.find().package.name,
-        "models": [_summary(repository.find(n)) for n in repository.names()],
+        "models": [
+            _summary(repository.find(name)) | {"versions": sorted(repository.versions(name))}
+            for name in repository.names()
+        ],
     }
 
 

@@ -104,13 +104,14 @@ async def predict(
     if request.scope["query_string"] and (unknown := request.query_params.keys() - PARAMETERS):
         raise BadRequest(f"Unknown query parameter {min(unknown)}. There is {', '.join(sorted(PARAMETERS))}.")
     classifier.admit(served)
-    upload = await read_upload(request, settings, deadline)
 
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    answer = await classifier.classify(served, upload.photos, top_k or settings.top_k, deadline, hung_up)
+    with request.app.state.bodies.share() as share:
+        upload = await read_upload(request, settings, deadline, share)
+        answer = await classifier.classify(served, upload.photos, top_k or settings.top_k, deadline, hung_up)
     return respond(answer, upload, time.monotonic() - arrived)
 
 
@@ -119,7 +120,7 @@ def timeout_s(request: HttpRequest, settings: Settings) -> float:
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
         return settings.request_timeout_ms / 1e3
-    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= LONGEST_TIMEOUT_MS):
+    if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= LONGEST_TIMEOUT_MS):
         raise BadRequest(f"X-Request-Timeout-Ms must be a whole number from 1 to {LONGEST_TIMEOUT_MS}.")
     return int(given) / 1e3
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from multipart import (  # type: ignore[import-untyped]
     MultipartError,
@@ -13,9 +13,45 @@ from multipart import (  # type: ignore[import-untyped]
     parse_options_header,
 )
 
-from service.errors import BadRequest, ClientGone, DeadlineExceeded, RequestTooLarge, UnsupportedMediaType
+from service.errors import BadRequest, ClientGone, DeadlineExceeded, QueueFull, RequestTooLarge, UnsupportedMediaType
 from service.routes import HttpRequest
 from service.settings import Settings
+
+
+@dataclass(slots=True)
+class Bodies:
+    """The bodies that a worker holds: announced, arriving, or waiting for their answer. On the event loop only."""
+
+    max_bytes: int
+    held_bytes: int = 0
+
+    def share(self) -> "Share":
+        return Share(self)
+
+
+@dataclass(slots=True)
+class Share:
+    """What one request holds of it, free again when its `with` ends."""
+
+    bodies: Bodies
+    held_bytes: int = 0
+
+    def hold(self, size: int) -> None:
+        """At least `size` bytes. Raises QueueFull where all bodies together would be too large."""
+        more = size - self.held_bytes
+        if more <= 0:
+            return
+        if self.bodies.held_bytes + more > self.bodies.max_bytes:
+            raise QueueFull("Too many bytes are arriving. Send it again later.", retry_after_s=1)
+        self.held_bytes = size
+        self.bodies.held_bytes += more
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bodies.held_bytes -= self.held_bytes
+        self.held_bytes = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +62,18 @@ class Upload:
     photos: list[bytes]
 
 
-async def read_upload(request: HttpRequest, settings: Settings, deadline: float) -> Upload:
-    """Raises BadRequest, RequestTooLarge, UnsupportedMediaType, DeadlineExceeded (`time.monotonic()`), ClientGone."""
+async def read_upload(request: HttpRequest, settings: Settings, deadline: float, share: Share) -> Upload:
+    """The photos of a body, counted in `share`.
+
+    Raises:
+        BadRequest, RequestTooLarge, UnsupportedMediaType, QueueFull, DeadlineExceeded (`time.monotonic()`), ClientGone.
+    """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
-        body = await _in_time(read_body(request, settings.max_request_bytes), deadline)
+        body = await _in_time(read_body(request, settings.max_request_bytes, share), deadline)
         return read_form(body, options.get("boundary", ""), settings.max_files)
     if kind.startswith("image/"):
-        return Upload([""], [await _in_time(read_body(request, settings.max_image_bytes), deadline)])
+        return Upload([""], [await _in_time(read_body(request, settings.max_image_bytes, share), deadline)])
     raise UnsupportedMediaType("Send multipart/form-data with the photos as `file`, or one photo as an image/* body.")
 
 
@@ -45,22 +85,31 @@ async def _in_time(reading: Coroutine[Any, Any, bytes], deadline: float) -> byte
         raise DeadlineExceeded("The deadline passed before the body had arrived.") from None
 
 
-async def read_body(request: HttpRequest, max_bytes: int) -> bytes:
-    """The whole body; RequestTooLarge as soon as it is known to pass `max_bytes`, ClientGone if it ends early."""
-    room, more = max_bytes, True
+async def read_body(request: HttpRequest, max_bytes: int, share: Share) -> bytes:
+    """The whole body. What it announces is held before it arrives, what it does not, as it arrives.
+
+    Raises:
+        RequestTooLarge, QueueFull: as soon as it is known to pass `max_bytes`, or what its `share` can hold.
+        ClientGone: it ended early.
+    """
     chunks: list[bytes] = []
-    if int(request.headers.get("content-length", "0")) > max_bytes:
-        room = -1
-    while more and room >= 0:
+    arrived, more = 0, True
+    _hold(int(request.headers.get("content-length", "0")), max_bytes, share)
+    while more:
         message: Any = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone("The client hung up.")
         chunks.append(message["body"])
-        room -= len(message["body"])
+        arrived += len(message["body"])
+        _hold(arrived, max_bytes, share)
         more = message["more_body"]
-    if room < 0:
-        raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _hold(size: int, max_bytes: int, share: Share) -> None:
+    if size > max_bytes:
+        raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
+    share.hold(size)
 
 
 def read_form(body: bytes, boundary: str, max_files: int) -> Upload:

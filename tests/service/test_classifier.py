@@ -1,12 +1,16 @@
 """What a slot does with a batch of photos."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
+from service import model as model_module
 from service.classifier import Classifier, Scores, rank, run_batch
 from service.errors import DeadlineExceeded
 from service.image import ImageError, Limits
@@ -89,3 +93,66 @@ def test_a_deadline_that_passes_in_the_run_is_an_error_not_an_answer(models: Pat
     with pytest.raises(DeadlineExceeded, match="before the answer was ready"):
         asyncio.run(ask())
     classifier.close()
+
+
+class Runs:
+    """Session runs as they are made: their sizes, and the most at once. Each takes 0.1 s."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.most = self._now = 0
+        self._changing = threading.Lock()
+
+    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with self._changing:
+            self.sizes.append(len(images))
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.1)
+        with self._changing:
+            self._now -= 1
+        return np.zeros((len(images), 3), np.float32)
+
+
+def classify_at_once(classifier: Classifier, photos: int) -> None:
+    async def ask() -> None:
+        served = classifier.repository.find()
+        answer = await classifier.classify(served, [jpeg("red")] * photos, 1, time.monotonic() + 10, never)
+        assert all(isinstance(each, list) for each in answer.outcomes)
+
+    try:
+        asyncio.run(ask())
+    finally:
+        classifier.close()
+
+
+@pytest.mark.parametrize(
+    ("slots", "batch", "sizes"), [(1, 1, [1] * 6), (2, 1, [1] * 6), (1, 2, [2] * 3), (2, 2, [2] * 3)]
+)
+def test_as_many_batches_run_at_once_and_as_large_as_the_plan_says(
+    models: Path, monkeypatch: pytest.MonkeyPatch, slots: int, batch: int, sizes: list[int]
+) -> None:
+    write_package(models, plan={"cores": 2, "slots": slots, "intra_op_threads": 1, "max_batch_size": batch})
+    settings, runs = Settings(models_dir=str(models), cores=2), Runs()
+    repository = open_repository(settings)
+    monkeypatch.setattr(Model, "infer", lambda _, images: runs.infer(images))
+    classify_at_once(Classifier(repository, settings), 6)
+    assert (runs.most, runs.sizes) == (slots, sizes)
+
+
+@pytest.mark.parametrize(("slots", "threads"), [(1, 2), (2, 2), (2, 1)])
+def test_a_model_is_one_session_of_the_plans_threads_whatever_its_slots(
+    models: Path, monkeypatch: pytest.MonkeyPatch, slots: int, threads: int
+) -> None:
+    write_package(models, plan={"cores": 2, "slots": slots, "intra_op_threads": threads, "max_batch_size": 1})
+    sessions: list[onnxruntime.InferenceSession] = []
+
+    def recording(*arguments: object, **options: object) -> onnxruntime.InferenceSession:
+        sessions.append(session(*arguments, **options))
+        return sessions[-1]
+
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(model_module.ort, "InferenceSession", recording)
+    settings = Settings(models_dir=str(models), cores=2)
+    classify_at_once(Classifier(open_repository(settings), settings), 4)
+    assert [each.get_session_options().intra_op_num_threads for each in sessions] == [threads]

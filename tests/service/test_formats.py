@@ -87,3 +87,21 @@ def test_scans_are_counted():
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_is_none(value):
     assert jpeg.read_orientation(b"II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, value, 0)) == 1
+
+
+def gif(extensions, sub_blocks):
+    """Comments of so many sub-blocks each, the empty one at the end among them, before one pixel."""
+    comment = b"\x21\xfe" + b"\1x" * (sub_blocks - 1) + b"\0"
+    picture = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+    return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + comment * extensions + picture
+
+
+@pytest.mark.parametrize(("extensions", "sub_blocks"), [(0, 1), (99, 1), (1, 2000), (50, 40), (99, 20)])
+def test_a_gif_may_have_99_extensions_and_2000_sub_blocks_in_all(extensions, sub_blocks):
+    assert formats.read_size("GIF", gif(extensions, sub_blocks)) == (1, 1)
+
+
+@pytest.mark.parametrize(("extensions", "sub_blocks"), [(100, 1), (1, 2001), (2, 1001), (50, 41), (99, 21), (99, 2000)])
+def test_a_gif_with_more_is_refused(extensions, sub_blocks):
+    with pytest.raises(ValueError, match="too many"):
+        formats.read_size("GIF", gif(extensions, sub_blocks))

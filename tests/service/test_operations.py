@@ -11,10 +11,11 @@ def test_probes_answer(server: Server) -> None:
     assert CLIENT.get(f"{server.url}/health/ready").json() == {"status": "ready"}
 
 
-def test_models_lists_the_default_version_of_each(server: Server) -> None:
+def test_models_lists_the_default_version_of_each_and_which_there_are(server: Server) -> None:
     answer = CLIENT.get(f"{server.url}/models").json()
     assert answer["default"] == "colours"
     assert [(model["name"], model["version"]) for model in answer["models"]] == [("colours", 2), ("zebra", 1)]
+    assert [model["versions"] for model in answer["models"]] == [[1, 2], [1]]
     assert answer["models"][0]["labels"] == list(COLOURS)
     assert answer["models"][0]["preprocessing"]["height"] == 24
 

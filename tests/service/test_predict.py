@@ -100,7 +100,14 @@ def test_a_query_that_means_nothing_is_refused(server: Server, query: str, statu
     assert_problem(post_raw(server, jpeg("red"), query), status, code)
 
 
-@pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "600001", "٣", "9" * 30])
+PADDED_TIMEOUTS = [
+    "0000000019999999",
+    "000000001" + "0" * 320,
+    "000000001" + "0" * 4300,
+]  # too long for a float, an int
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "600001", "٣", "9" * 30, *PADDED_TIMEOUTS])
 def test_a_timeout_that_means_nothing_is_refused(server: Server, timeout: str) -> None:
     headers = [("content-type", "image/jpeg"), ("x-request-timeout-ms", timeout.encode())]
     response = CLIENT.post(f"{server.url}/predict", content=jpeg("red"), headers=headers)

@@ -33,6 +33,9 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one() -> None:
         ("SOUS_SLOTS", "-1"),
         ("SOUS_MODELS_DIR", ""),
         ("SOUS_MAX_FILES", "200"),  # more than max_queue_size: such a request could never be queued
+        ("SOUS_MAX_HELD_BYTES", str(32 * 1024**2 - 1)),  # less than max_request_bytes: such a body could never be read
+        ("SOUS_MAX_REQUEST_BYTES", str(1024**3)),
+        ("SOUS_MAX_IMAGE_BYTES", str(1024**3)),
     ],
 )
 def test_a_value_out_of_type_or_range_is_refused_by_its_name(name: str, value: str) -> None:
