@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from convert.graph import Array, attribute, constants, session
+from convert.graph import Array, attribute, constants, depthwise, session
 from convert.ranges import Range
 
 SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Identity", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes
@@ -112,7 +112,7 @@ def groups(model: ModelProto) -> list[Group]:
 
 def rescalable(node: NodeProto, values: dict[str, Array]) -> bool:
     """Whether the input channels of a convolution can be scaled by its weights: ordinary, or depthwise one to one."""
-    return node.op_type == "Gemm" or attribute(node, "group", 1) in {1, values[node.input[1]].shape[0]}
+    return node.op_type == "Gemm" or attribute(node, "group", 1) == 1 or depthwise(node, values)
 
 
 def clip_limit(node: NodeProto, values: dict[str, Array]) -> float:

@@ -23,6 +23,7 @@ OPSET = 18
 PARITY = 1e-4
 HALF_PARITY = 0.05  # of a SavedModel that computes in half precision: its own rounding is the difference
 HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+OTHER = HALF | {TensorProto.DOUBLE}
 LEAST_SPACE_BYTES = 1_000_000
 BATCH = 8
 COLLECT_S = 1.0
@@ -74,7 +75,7 @@ def one_route(
         model = onnx.load(raw)
         check_operators(model)
         model = compose.add_prefix(model, "source/")
-        half = widen(model)
+        half = to_float32(model)
         onnx.save(with_pixels(model, source, input_range, softmax=softmax), raw)
         onnx.save(constant_shapes(optimised(raw, Path(folder) / "optimised.onnx")), target)
     return half
@@ -162,19 +163,20 @@ def needs_softmax(source: Source, outputs: NDArray[np.float32]) -> bool:
     return True
 
 
-def widen(model: ModelProto) -> bool:
-    """Bring half-precision constants and casts to float32, in place; whether there were any."""
+def to_float32(model: ModelProto) -> bool:
+    """Bring constants and casts of half and double precision to float32, in place; whether any were half."""
     tensors, found = list(model.graph.initializer), False
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 tensors.append(attribute.t)
-            elif attribute.name in {"to", "dtype"} and attribute.i in HALF:
-                attribute.i, found = TensorProto.FLOAT, True
+            elif attribute.name in {"to", "dtype"} and attribute.i in OTHER:
+                found |= attribute.i in HALF
+                attribute.i = TensorProto.FLOAT
     for tensor in tensors:
-        if tensor.data_type in HALF:
+        if tensor.data_type in OTHER:
+            found |= tensor.data_type in HALF
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-            found = True
     return found
 
 

@@ -70,12 +70,17 @@ def pointwise(node: NodeProto, values: Mapping[str, Array]) -> bool:
     return every_place(node, values) and attribute(node, "group", 1) == 1
 
 
-def affine(node: NodeProto, values: Mapping[str, Array]) -> bool:
-    """Whether a convolution only scales and shifts each channel: depthwise 1x1."""
-    if not every_place(node, values):
+def depthwise(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether each group of a convolution has one input and one output channel."""
+    if not weighted(node, values):
         return False
     channels, each = values[node.input[1]].shape[:2]
     return each == 1 and bool(attribute(node, "group", 1) == channels)
+
+
+def affine(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether a convolution only scales and shifts each channel: depthwise 1x1."""
+    return every_place(node, values) and depthwise(node, values)
 
 
 def add_constant(model: ModelProto, name: str, value: Array) -> str:
@@ -100,7 +105,7 @@ def steps(model: ModelProto) -> list[Step]:
             nodes.append(followers[out])
             absorbed.add(followers[out].name)
         inputs = tuple(dict.fromkeys(name for name in node.input if name and name not in known))
-        found.append(Step(tuple(nodes), inputs, tuple(nodes[-1].output)))
+        found.append(Step(tuple(nodes), inputs, tuple(name for name in nodes[-1].output if name)))
     return found
 
 
@@ -116,7 +121,7 @@ def session(model: ModelProto | Path, threads: int) -> onnxruntime.InferenceSess
 
 
 def part(model: ModelProto, step: Step) -> ModelProto:
-    """A model of one step: its run-time inputs as float inputs, its constants as initializers."""
+    """A model of one step: its run-time inputs as float inputs, its constants as initializers, its first output."""
     used = {name for node in step.nodes for name in node.input}
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in step.inputs]
     results = [helper.make_tensor_value_info(step.outputs[0], TensorProto.FLOAT, None)]

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convert import package, timing
 from convert.errors import ConvertError
 from convert.progress import Progress
+from convert.source import first_line
 from service.cpu import cores
 
 
@@ -18,29 +20,45 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """The plan of `models/NAME/VERSION` as measured here, with the golden inputs; written into its report.json.
 
     Raises:
-        ConvertError: the folder is no package.
+        ConvertError: the folder is no package, or cannot be written to.
     """
+    report, pixels = read(folder)
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        pixels = np.load(folder / "golden.npz", allow_pickle=False)["inputs"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConvertError(f"{folder} is no package ({error}): give models/NAME/VERSION") from None
-    with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
-        plan = timing.plan_grid(folder / "model.onnx", pixels, tick)
+        with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
+            plan = timing.plan_grid(folder / "model.onnx", pixels, tick)
+    except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
+        raise ConvertError(f"{folder} cannot be measured ({first_line(error)}): convert it again") from None
     fresh = folder / ".report.json"
-    package.write_json(fresh, report | {"plan": plan, "plan_machine": timing.machine()})
-    fresh.replace(folder / "report.json")
+    try:
+        package.write_json(fresh, report | {"plan": plan, "plan_machine": timing.machine()})
+        fresh.replace(folder / "report.json")
+    except OSError as error:
+        raise ConvertError(f"{folder} cannot be written to ({error.strerror or error}): the plan is not kept") from None
     return plan
 
 
+def read(folder: Path) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """A package's report and golden inputs.
+
+    Raises:
+        ConvertError: they are missing or damaged.
+    """
+    try:
+        report = dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        with (folder / "golden.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return report, stored["inputs"]
+    except Exception as error:  # any class, from json, numpy, zipfile and zlib, for damaged files
+        raise ConvertError(f"{folder} is no package ({first_line(error)}): give models/NAME/VERSION") from None
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 no package."""
+    """Exit status: 0 measured, 2 no package or not writable."""
     parser = argparse.ArgumentParser(prog="python -m convert.measure", description=__doc__)
     parser.add_argument("package", type=Path, help="models/NAME/VERSION")
     try:
         plan = measure(parser.parse_args(argv).package, Progress())
     except ConvertError as error:
-        print(f"convert.measure: {error}", file=sys.stderr)  # noqa: T201  the command's one line
+        print(f"convert.measure: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201  the command's one line
         return error.exit_status
     print(json.dumps({key: value for key, value in plan.items() if key != "grid"}))  # noqa: T201  the command's result
     return 0

@@ -61,7 +61,7 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
     if len(present) == len(FOLDERS):
         split = "the folders training, validation and evaluation"
         names = class_names(folders, given)
-        parts = [shuffled(read_folder(folder, names, classes)) for folder in folders]
+        parts = [shuffled(read_folder(folder, names, classes), images) for folder in folders]
     elif present:
         raise ConvertError(
             f"{images} holds {' and '.join(present)}, but a split needs {', '.join(FOLDERS)}: add the rest"
@@ -69,8 +69,9 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
     else:
         split = "a fixed hash of the file name: 60 % calibration, 20 % tuning, 20 % evaluation"
         names = class_names([images], given)
-        everything = shuffled(read_folder(images, names, classes))
-        parts = [[p for p in everything if share(p) in shares] for shares in (range(60), range(60, 80), range(80, 100))]
+        everything = [(photo, share(photo, images)) for photo in shuffled(read_folder(images, names, classes), images)]
+        shares = (range(60), range(60, 80), range(80, 100))
+        parts = [[photo for photo, place in everything if place in some] for some in shares]
     if names and len(names) != classes:
         raise ConvertError(
             f"{images} has {len(names)} class folders, the model {classes} outputs: name them all with --labels FILE"
@@ -154,19 +155,20 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def shuffled(photos: Sequence[Photo]) -> list[Photo]:
+def shuffled(photos: Sequence[Photo], images: Path) -> list[Photo]:
     """In an order that depends on the names alone and mixes the classes."""
-    return sorted(photos, key=lambda photo: hashlib.sha256(key(photo)).digest())
+    return sorted(photos, key=lambda photo: hashlib.sha256(key(photo, images)).digest())
 
 
-def share(photo: Photo) -> int:
+def share(photo: Photo, images: Path) -> int:
     """0 to 99, by a hash of the file name."""
-    return int.from_bytes(hashlib.sha256(b"split " + key(photo)).digest()[:8]) % 100
+    return int.from_bytes(hashlib.sha256(b"split " + key(photo, images)).digest()[:8]) % 100
 
 
-def key(photo: Photo) -> bytes:
-    """What identifies a photo whatever folder its data set lies in."""
-    return f"{photo.path.parent.name}/{photo.path.name}".encode()
+def key(photo: Photo, images: Path) -> bytes:
+    """What identifies a photo whatever the images folder is called: its name, and that of the class or split folder."""
+    folder = photo.path.parent
+    return (photo.path.name if folder == images else f"{folder.name}/{photo.path.name}").encode()
 
 
 def check_counts(parts: Sequence[Sequence[Photo]], images: Path) -> None:

@@ -16,15 +16,16 @@ from convert import card, golden, package, photos, ranges, timing, verify
 from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
-from convert.export import export
+from convert.export import check_space, export
 from convert.optimise import prepare
 from convert.photos import Photos
 from convert.progress import Progress
 from convert.quantise import Candidate, Effect, Search
-from convert.source import Source, open_source
+from convert.source import Source, first_line, open_source
 from convert.verify import Gate, Score
 from service.cpu import cores
 from service.image import Contract
+from service.model import PackageError
 
 PARITY_PHOTOS = 16
 RANGE_PHOTOS = 96
@@ -117,7 +118,27 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
 def quantise(
     options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
 ) -> tuple[Candidate, list[Effect]]:
-    """Search for the cheapest recipe inside the gate, on calibration and tuning photos only."""
+    """Search for the cheapest recipe inside the gate, on calibration and tuning photos only.
+
+    Raises:
+        ConvertError: the network is of a form that cannot be quantised.
+    """
+    try:
+        return search(options, contract, found, work, progress)
+    except (ConvertError, PackageError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever ONNX Runtime and numpy raise for a graph not met before
+        check_space(work)
+        raise ConvertError(
+            f"{options.source} cannot be quantised ({type(error).__name__}: {first_line(error)}): please report it,"
+            " with the layers of the model"
+        ) from error
+
+
+def search(
+    options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
+) -> tuple[Candidate, list[Effect]]:
+    """Rewrite the float graph, then try recipes."""
     folded = prepare(onnx.load(work / "float.onnx"))
     pixels = list(photos.batches(found.calibration, contract))
     for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
@@ -126,8 +147,8 @@ def quantise(
     tuning = found.tuning[:TUNING_PHOTOS]
     with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
-    search = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
-    return search.run(options.weight_bits)
+    recipes = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
+    return recipes.run(options.weight_bits)
 
 
 def evaluate(
@@ -280,7 +301,9 @@ def write(report: dict[str, Any], work: Path, stage: Path, candidate: Candidate)
 def properties(report: dict[str, Any]) -> dict[str, Any]:
     """`metadata_props` by docs/package.md."""
     evaluation, recipe = report["evaluation"], report.get("quantisation")
-    side = evaluation["float" if report["verdict"] == "keep float" else "int8"]
+    side, agreement = evaluation["int8"], evaluation["agreement"]
+    if report["verdict"] == "keep float":  # what is packaged is the model that answers are compared with
+        side, agreement = evaluation["float"], 1.0
     accuracy = {key: side[key] / 100 for key in ("top1", "top1_low", "top1_high") if key in side}
     if accuracy:
         accuracy["float_top1"] = evaluation["float"]["top1"] / 100
@@ -298,7 +321,7 @@ def properties(report: dict[str, Any]) -> dict[str, Any]:
         "preprocessing": report["preprocessing"],
         "source": report["source"],
         "calibration": calibration,
-        "evaluation": {"photos": evaluation["photos"], "agreement": evaluation["agreement"], **accuracy},
+        "evaluation": {"photos": evaluation["photos"], "agreement": agreement, **accuracy},
     }
 
 

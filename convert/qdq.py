@@ -111,8 +111,9 @@ class Writer:
             self.renamed[step.outputs[0]] = self.renamed.get(step.inputs[0], step.inputs[0])
         else:
             self.nodes.extend([*self.main(step), *step.nodes[1:]])
-        if span := self.quantisation.ranges.get(step.outputs[0]):
-            self.quantise(step.outputs[0], span)
+        for name in step.outputs:
+            if span := self.quantisation.ranges.get(name):
+                self.quantise(name, span)
 
 
 def write(model: ModelProto, quantisation: Quantisation) -> ModelProto:

@@ -89,7 +89,7 @@ class Search:
         model = self.folded.model
         count = len(recipe.keep_float)
         kept = f"{count} tensor{'s' * (count > 1)} float" if count else "all int8"
-        with self.progress.stage(f"quantise ({kept})", len(steps(model))) as tick:
+        with self.progress.stage(f"quantise ({kept})", sum(len(step.outputs) for step in steps(model))) as tick:
             quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
         path = self.save(carry(qdq.write(model, quantisation)))
         with self.progress.stage("score on tuning photos", -(-len(self.tuning) // 8)) as tick:

@@ -20,6 +20,8 @@ Codes = NDArray[np.int8]
 LIMIT = 127  # of a code
 PAIR = 128  # of two neighbouring codes of one sign
 DAMPING = 0.01  # of the mean variance, added to every variance
+LEAST_DAMPING = 1e-6  # of the mean square: columns that never vary have no variance
+STILL = 1e-3  # of the mean square: float32 sums lose a variance below it
 SEARCHED = 25  # kernels of up to this many weights (5x5) are searched over their codes
 BIAS_LIMIT = 2.0**30
 SHRINKS = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
@@ -38,7 +40,12 @@ class Moments:
 
     def add(self, x: Array, z: Array) -> None:
         """Take P more positions: x and z `[G, P, K]`."""
-        new = [x.sum(1), z.sum(1), products(z, z), products(x, z)]
+        new = sums_of(x, z)
+        if (still := hardly_varying(new[1], new[2], x.shape[1])).any():
+            new = [part.astype(np.float64) for part in new]
+            exact = sums_of(x[still].astype(np.float64), z[still].astype(np.float64))
+            for part, exactly in zip(new, exact, strict=True):
+                part[still] = exactly
         if self.sums:
             for total, part in zip(self.sums, new, strict=True):
                 np.add(total, part, out=total)
@@ -51,12 +58,26 @@ class Moments:
         their diagonals. Uses the moments up: large kernels' would fill the memory twice."""
         mx, mz, h, c = (np.divide(total, self.count, out=total) for total in self.sums)
         self.sums = []
+        square = np.einsum("gii->gi", h).mean(1, keepdims=True)
         h -= mz[:, :, None] * mz[:, None, :]
         c -= mx[:, :, None] * mz[:, None, :]
-        damping = np.maximum(DAMPING * np.einsum("gii->gi", h).mean(1, keepdims=True), 1e-12)
+        variance = np.einsum("gii->gi", h).mean(1, keepdims=True)
+        damping = np.maximum(DAMPING * variance, np.maximum(LEAST_DAMPING * square, 1e-12))
         for matrix in (h, c):
             np.einsum("gii->gi", matrix)[:] += damping
         return mx, mz, h, c
+
+
+def sums_of(x: Array, z: Array) -> list[Array]:
+    """Sums over positions of x and z `[G, K]`, and of their products z z and x z `[G, K, K]`."""
+    return [x.sum(1), z.sum(1), products(z, z), products(x, z)]
+
+
+def hardly_varying(total: Array, squares: Array, count: int) -> NDArray[np.bool_]:
+    """The groups `[G]` whose variance is next to nothing of their mean square, from sums over `count` positions."""
+    square = np.einsum("gii->gi", squares).mean(1) / count
+    found: NDArray[np.bool_] = square - np.square(total / count).mean(1) < STILL * square
+    return found
 
 
 def products(a: Array, b: Array) -> Array:
@@ -75,21 +96,21 @@ class Rounded:
 
 
 def round_layer(
-    weight: Array, bias: Array, moments: Moments, *, bits: int, order: NDArray[np.intp], unit: float
+    weight: Array, bias: Array, moments: Moments, *, bits: int, order: NDArray[np.intp] | None, unit: float
 ) -> Rounded:
     """Codes for weight `[O, K]` and bias `[O]`; output channels are split evenly over the groups of `moments`.
 
-    `order` `[K]` is the order in which a kernel multiplies the columns. With 7 bits, codes go up to 127 too, but two of
-    one sign that VPMADDUBSW adds in 16 bits stay within 128 together, as two 7-bit codes do: 255 * 128 < 2^15. So no
-    x86 CPU saturates, and the step is finer than that of 7 bits a code. `unit` is the scale of the layer's input: the
-    bias is stored as a 32-bit multiple of it and the weight's scale.
+    `order` `[K]` is the order in which a kernel multiplies the columns, None for one that adds in 32 bits at once. With
+    7 bits, codes go up to 127 too, but two of one sign that VPMADDUBSW adds in 16 bits stay within 128 together, as two
+    7-bit codes do: 255 * 128 < 2^15. So no x86 CPU saturates, and the step is finer than that of 7 bits a code. `unit`
+    is the scale of the layer's input: the bias is stored as a 32-bit multiple of it and the weight's scale.
     """
     mx, mz, h, c = moments.damped()
     w = weight.reshape(moments.groups, -1, weight.shape[1]).astype(np.float64)
     target = (w @ c).transpose(0, 2, 1)
     del c
     best = np.linalg.solve(h, target).transpose(0, 2, 1)
-    pairs = pairs_of(order) if bits == 7 and moments.groups == 1 else None
+    pairs = pairs_of(order) if bits == 7 and order is not None else None
     largest = np.abs(bias).reshape(w.shape[:2]) + sum(np.abs((w @ mean[..., None])[..., 0]) for mean in (mx, mz))
     scale = scales(best, h, pairs, largest / (unit * BIAS_LIMIT))
     codes = np.stack([round_columns(*one, pairs) for one in zip(best, h, scale, strict=True)])
@@ -132,11 +153,11 @@ def within_pairs(codes: Array, variance: Array, pairs: NDArray[np.intp] | None) 
     """Codes `[..., K]` with the one that varies less of each pair cut back until both are within PAIR."""
     if pairs is None:
         return codes
-    first = np.where(variance[..., pairs[:, 0]] < variance[..., pairs[:, 1]], pairs[:, 0], pairs[:, 1])
-    cut, kept = first[0, 0], pairs.sum(1) - first[0, 0]
-    a, b = codes[..., cut], codes[..., kept]
+    first = variance[..., pairs[:, 0]] < variance[..., pairs[:, 1]]
+    a, b = codes[..., pairs[:, 0]], codes[..., pairs[:, 1]]
     over = np.where(a * b > 0, np.maximum(np.abs(a + b) - PAIR, 0), 0)
-    codes[..., cut] -= np.sign(a) * over
+    codes[..., pairs[:, 0]] -= np.sign(a) * np.where(first, over, 0)
+    codes[..., pairs[:, 1]] -= np.sign(b) * np.where(first, 0, over)
     return codes
 
 

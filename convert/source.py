@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import ConvertError
+from convert.unsafe import refuse_unsafe_ops
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-# Operations that reach files or run Python: a SavedModel that holds one is code, not only weights. (SaveV2 and
-# RestoreV2 are in every SavedModel.)
-UNSAFE_OPS = {
-    "DebugIdentity", "DebugIdentityV2", "DebugNumericSummaryV2", "EagerPyFunc", "FixedLengthRecordDataset",
-    "FixedLengthRecordDatasetV2", "ImmutableConst", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2",
-    "LoadDataset", "MatchingFiles", "MatchingFilesDataset", "PrintV2", "PyFunc", "PyFuncStateless", "ReadFile",
-    "Save", "SaveDataset", "SaveDatasetV2", "SaveSlices", "TFRecordDataset", "TFRecordDatasetV2", "TextLineDataset",
-    "WholeFileReader", "WholeFileReaderV2", "WriteFile",
-}  # fmt: skip
 PREDICTED = 4  # images a call
+OTHER_PRECISIONS = {"mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"}
 LAMBDAS = {"Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__"}
 
 
@@ -84,13 +77,13 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     import keras  # noqa: PLC0415  takes seconds: not before it is needed
 
     kind = "keras" if path.suffix.lower() == ".keras" else "h5"
-    config = read_config(path, kind)
+    stored = read_layers(path, kind)
     if not trust:
-        refuse_code(config)
+        refuse_code(stored)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
-        if layer := next(filter(foreign, layers(config)), None):
+        if layer := next(filter(foreign, stored), None):
             raise ConvertError(
                 f"{path}: the code of layer {named(layer)} is not in the file: use built-in layers instead"
             ) from None
@@ -99,7 +92,7 @@ def open_keras(path: Path, *, trust: bool) -> Source:
         model = in_float32(model)
     except Exception as error:  # whatever rebuilding a model from its configuration meets
         raise ConvertError(
-            f"{path} computes in half precision and cannot be rebuilt in float32 ({first_line(error)}): save it"
+            f"{path} computes in another precision and cannot be rebuilt in float32 ({first_line(error)}): save it"
             " with the dtype policy float32"
         ) from None
     height, width, classes = check_shapes(path, getattr(model, "inputs", None), getattr(model, "outputs", None))
@@ -110,20 +103,29 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     return Source(path, kind, hash_of(path), height, width, classes, call, model)
 
 
+def read_layers(path: Path, kind: str) -> list[dict[str, Any]]:
+    """Every object of the architecture as stored, read without building anything."""
+    try:
+        return list(layers(read_config(path, kind)))
+    except ConvertError:
+        raise
+    except Exception as error:  # any class, from zipfile and its decompressors, h5py or json, for a damaged or odd file
+        raise ConvertError(
+            f"{path} is damaged or no Keras file ({type(error).__name__}: {first_line(error)}): save it again"
+        ) from None
+
+
 def read_config(path: Path, kind: str) -> Any:
-    """The architecture as stored, read without building anything."""
+    """The architecture's JSON."""
     import h5py  # noqa: PLC0415
 
-    try:
-        if kind == "keras":
-            with zipfile.ZipFile(path) as archive:
-                return json.loads(archive.read("config.json"))
-        with h5py.File(path) as file:
-            if "model_config" not in file.attrs:
-                raise ConvertError(f"{path} holds weights only: save the whole model with model.save('NAME.keras')")
-            return json.loads(file.attrs["model_config"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ConvertError(f"{path} is damaged or no Keras file ({type(error).__name__}): save it again") from None
+    if kind == "keras":
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("config.json"))
+    with h5py.File(path) as file:
+        if "model_config" not in file.attrs:
+            raise ConvertError(f"{path} holds weights only: save the whole model with model.save('NAME.keras')")
+        return json.loads(file.attrs["model_config"])
 
 
 def layers(config: Any) -> Iterator[dict[str, Any]]:
@@ -138,9 +140,9 @@ def layers(config: Any) -> Iterator[dict[str, Any]]:
             yield from layers(value)
 
 
-def refuse_code(config: Any) -> None:
+def refuse_code(stored: Iterable[dict[str, Any]]) -> None:
     """Lambda layers hold Python code, custom classes need it: name the first one."""
-    for layer in layers(config):
+    for layer in stored:
         if layer["class_name"] in LAMBDAS or foreign(layer):
             raise ConvertError(
                 f"layer {named(layer)} runs code of its own, which is not loaded from model files: use built-in layers"
@@ -150,8 +152,8 @@ def refuse_code(config: Any) -> None:
 
 def foreign(layer: dict[str, Any]) -> bool:
     """Whether a serialised object is of a class that Keras does not have."""
-    module = layer.get("module") or "keras"
-    return module.split(".")[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
+    module = str(layer.get("module") or "keras")
+    return module.split(".", 1)[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
 
 
 def named(layer: dict[str, Any]) -> str:
@@ -162,23 +164,23 @@ def named(layer: dict[str, Any]) -> str:
 
 
 def in_float32(model: Any) -> Any:
-    """The same model with every dtype policy float32 (mixed_float16 and the like compute in half precision)."""
+    """The same model with every dtype policy float32 (mixed_float16 and the like compute in half precision, float64 in
+    double)."""
     policies = {str(layer.dtype_policy.name) for layer in model._flatten_layers()}
     if policies <= {"float32"}:
         return model
-    plain = model.__class__.from_config(without_half(model.get_config()))
+    plain = model.__class__.from_config(single(model.get_config()))
     plain.set_weights([np.asarray(weight).astype(np.float32) for weight in model.get_weights()])
     return plain
 
 
-def without_half(config: Any) -> Any:
-    """A configuration with half-precision names replaced."""
-    half = {"mixed_float16", "mixed_bfloat16", "float16", "bfloat16"}
+def single(config: Any) -> Any:
+    """A configuration with the names of other precisions replaced."""
     if isinstance(config, dict):
-        return {key: without_half(value) for key, value in config.items()}
+        return {key: single(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return type(config)(without_half(value) for value in config)
-    return "float32" if isinstance(config, str) and config in half else config
+        return type(config)(single(value) for value in config)
+    return "float32" if isinstance(config, str) and config in OTHER_PRECISIONS else config
 
 
 def check_shapes(path: Path, inputs: Any, outputs: Any) -> tuple[int, int, int]:
@@ -232,21 +234,6 @@ def open_saved_model(path: Path, *, trust: bool) -> Source:
 
     call.loaded = loaded  # type: ignore[attr-defined]  # the variables live as long as this object does
     return Source(path, "savedmodel", hash_of(path), height, width, classes, call, None)
-
-
-def refuse_unsafe_ops(path: Path) -> None:
-    """Read the graph without loading it."""
-    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
-
-    stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
-    for meta in stored.meta_graphs:
-        nodes = [*meta.graph_def.node, *(n for f in meta.graph_def.library.function for n in f.node_def)]
-        for node in nodes:
-            if node.op in UNSAFE_OPS:
-                raise ConvertError(
-                    f"{path}: node {node.name!r} ({node.op}) reaches files or runs Python: remove it, or give"
-                    " --trust-source if you know where the model is from"
-                )
 
 
 def hash_of(path: Path) -> str:

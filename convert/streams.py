@@ -65,14 +65,12 @@ def place(model: ModelProto, keep_float: frozenset[str], *, entry: bool) -> Plac
     graph = Graph(steps(model), constants(model), keep_float)
     int8, u8 = set[str](), {model.graph.input[0].name} if entry else set[str]()
     for step in graph.found:
-        out = step.outputs[0]
         if graph.multiplies(step) and u8.issuperset(step.inputs):
             int8.add(step.name)
-            rounds = not pointwise(step.nodes[0], graph.values) or bool(graph.ask(out))
+            rounds = not pointwise(step.nodes[0], graph.values)
         else:
-            rounds = (step.op in PASSING and u8.issuperset(step.inputs)) or bool(graph.ask(out))
-        if rounds and out not in keep_float:
-            u8.add(out)
+            rounds = step.op in PASSING and u8.issuperset(step.inputs)
+        u8.update(out for out in step.outputs if out not in keep_float and (rounds or graph.ask(out)))
     return Placement(frozenset(int8), frozenset(u8))
 
 
@@ -80,12 +78,11 @@ def split(model: ModelProto) -> None:
     """Give the int8 readers of a tensor that others read as float a copy of their own (Identity), to be rounded in its
     place."""
     graph = Graph(steps(model), constants(model), frozenset())
-    for step in graph.found:
-        out = step.outputs[0]
+    for writer, out in [(step, out) for step in graph.found for out in step.outputs]:
         asking = {reader.nodes[0].name for reader in graph.ask(out)}
         others = [reader for reader in graph.found if out in reader.inputs and reader.nodes[0].name not in asking]
-        if asking and others and gives_float(step, graph.values):
-            copy_for(model, step.nodes[-1], asking)
+        if asking and others and gives_float(writer, graph.values):
+            copy_for(model, writer.nodes[-1], out, asking)
 
 
 def gives_float(step: Step, values: dict[str, Array]) -> bool:
@@ -94,9 +91,9 @@ def gives_float(step: Step, values: dict[str, Array]) -> bool:
     return pointwise(node, values) or not (weighted(node, values) or step.op in {*ELEMENTWISE, *PASSING})
 
 
-def copy_for(model: ModelProto, writer: NodeProto, asking: set[str]) -> None:
-    """Put a copy behind a node for the readers `asking`."""
-    source, name = writer.output[0], f"{writer.name}_copy"
+def copy_for(model: ModelProto, writer: NodeProto, source: str, asking: set[str]) -> None:
+    """Put a copy of a node's output behind it for the readers `asking`."""
+    name = f"{source}_copy"
     for node in model.graph.node:
         if node.name in asking:
             rename(node.input, {source: name})

@@ -8,7 +8,7 @@ live tensors are kept, in files: the float network's as float16, quantised ones 
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from convert.graph import (
     Step,
     attribute,
     constants,
+    depthwise,
     like,
     part,
     rename,
@@ -94,7 +95,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Outputs:
-    """A step's output in batches, and its smallest and largest value."""
+    """One output of a step in batches, and its smallest and largest value."""
 
     batches: Sequence[Array]
     low: float
@@ -108,11 +109,11 @@ def walk(
     recipe: Recipe,
     tick: Callable[[], None],
 ) -> Quantisation:
-    """Quantise a prepared graph. `pixels` are batches of codes `[N, H, W, 3]`; `tick` is called after every step.
+    """Quantise a prepared graph. `pixels` are batches of codes `[N, H, W, 3]`; `tick` is called after every tensor.
 
     With `entry` the pixels are the graph's input as they are, else they stay uint8 and the graph casts them itself.
     """
-    found, values = steps(model), constants(model)
+    found, values = [one for step in steps(model) for one in by_output(step)], constants(model)
     placement = streams.place(model, recipe.keep_float, entry=entry is not None)
     last_use = {name: place for place, step in enumerate(found) for name in step.inputs}
     source = model.graph.input[0].name
@@ -138,6 +139,11 @@ def walk(
             del live[dead]
         tick()
     return result
+
+
+def by_output(step: Step) -> list[Step]:
+    """The step for each of its outputs (Split has several), as if it had no other."""
+    return [replace(step, outputs=(name,)) for name in step.outputs]
 
 
 def first_reference(pixels: Sequence[Array], entry: Range | None) -> list[Array]:
@@ -249,12 +255,14 @@ def round_convolution(node: NodeProto, values: dict[str, Array], source: Live, b
         exact = patches(node, weight.shape, moments.groups, x, where=where)
         codes = patches(node, weight.shape, moments.groups, z, where=where, span=span)
         moments.add(exact.astype(np.float32), decode(codes, span))
-    order, unit = kernel_order(weight.shape), span.scale if span else 1.0
+    order = None if depthwise(node, values) else kernel_order(weight.shape)
+    unit = span.scale if span else 1.0
     return round_layer(weight.reshape(weight.shape[0], -1), bias, moments, bits=bits, order=order, unit=unit)
 
 
 def kernel_order(shape: Sequence[int]) -> NDArray[np.intp]:
-    """The order in which QLinearConv multiplies a kernel's weights `[I, H, W]`: by row, column, then channel."""
+    """The order in which QLinearConv multiplies a kernel's weights `[I, H, W]`, of a group of its own each where there
+    are groups: by row, column, then channel. (Its depthwise kernel adds in 32 bits: no order matters there.)"""
     return np.arange(int(np.prod(shape[1:]))).reshape(shape[1], -1).T.reshape(-1)
 
 

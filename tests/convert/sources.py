@@ -121,6 +121,17 @@ def reversed_colours(keras: Any, **_: Any) -> Any:
     return keras.Model(entry, body(keras, entry[..., ::-1] - means))
 
 
+def parted(keras: Any, **_: Any) -> Any:
+    """Channels that go apart and come together again: an operator with several outputs."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(12, 3, strides=2, padding="same", activation="relu")(entry)
+    a, b, c = keras.ops.split(x, 3, axis=-1)
+    a, b = layers.Conv2D(4, 3, padding="same", activation="relu")(a), layers.Conv2D(4, 1)(layers.Add()([a, b]))
+    x = layers.GlobalAveragePooling2D()(layers.Concatenate()([a, b, c]))
+    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+
+
 def varied(keras: Any, **_: Any) -> Any:
     """What newer image classifiers are made of: mean and variance a colour, padding, Concat, squeeze and excite, swish,
     grouped and dilated convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a hidden layer."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert import pipeline
+from convert.errors import ConvertError, GateRefusedError
+from convert.photos import Photos
+from convert.progress import Progress
+from convert.unsafe import SAVER_OPS, UNSAFE_OPS
+from service.image import Contract
 from tests.convert import sources
 from tests.convert.conftest import Outcome
 
@@ -67,6 +74,58 @@ def test_a_truncated_file(share: float, suffix: str, keras: Any, refused: Refuse
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     line = refused(path)
     assert "is damaged or no Keras file" in line or "cannot be loaded by Keras" in line
+
+
+def odd_archive(path: Path, content: bytes, *, method: int | None = None, encrypted: bool = False) -> None:
+    """A .keras file of one config.json; `method` and `encrypted` are what its headers say."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", content)
+    stored = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = stored.index(header) + flags
+        stored[start] |= encrypted
+        if method is not None:
+            stored[start + 2] = method
+    path.write_bytes(stored)
+
+
+def bad_stream(path: Path) -> None:
+    odd_archive(path, os.urandom(1000), method=zipfile.ZIP_STORED)
+    odd_archive(path, b"0" * 1000)
+    stored = bytearray(path.read_bytes())
+    start = stored.index(b"config.json") + len("config.json")
+    stored[start : start + 4] = b"\xff" * 4
+    path.write_bytes(stored)
+
+
+def odd_h5(path: Path, value: Any) -> None:
+    import h5py  # noqa: PLC0415
+
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = value
+
+
+ODD = {
+    "password.keras": lambda path: odd_archive(path, b"{}", encrypted=True),
+    "method.keras": lambda path: odd_archive(path, b"{}", method=99),
+    "stream.keras": bad_stream,
+    "deep.keras": lambda path: odd_archive(path, b"[" * 5000 + b"]" * 5000),
+    "deeper.keras": lambda path: odd_archive(path, b"[" * 500_000),
+    "no.keras": lambda path: odd_archive(path, b"not json"),
+    "number.h5": lambda path: odd_h5(path, 5),
+    "bytes.h5": lambda path: odd_h5(path, np.void(b"\xff\x00")),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_file(name: str, refused: Refused, tmp_path: Path) -> None:
+    ODD[name](tmp_path / name)
+    assert f"{name} is damaged or no Keras file (" in refused(tmp_path / name)
+
+
+def test_a_layer_whose_module_is_no_name(refused: Refused, tmp_path: Path) -> None:
+    odd_archive(tmp_path / "module.keras", b'{"class_name": "Dense", "module": 5}')
+    assert "layer 'Dense' (Dense) runs code of its own" in refused(tmp_path / "module.keras")
 
 
 def test_flipped_bytes_inside_an_archive(saved: Path, refused: Refused, tmp_path: Path) -> None:
@@ -213,6 +272,77 @@ def test_a_saved_model_that_reaches_files_or_runs_python(operation: str, refused
     line = refused(tmp_path / "reaching")
     assert "reaches files or runs Python: remove it, or give --trust-source" in line
     assert ("EagerPyFunc" if operation == "py_function" else "ReadFile") in line
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("operation", ["SaveV2", "RestoreV2", "SummaryWriter"])
+def test_a_saved_model_that_writes_or_reads_files_when_it_answers(
+    operation: str, nested: bool, refused: Refused, tmp_path: Path
+) -> None:
+    import tensorflow as tf  # noqa: PLC0415
+
+    def reach(image: Any) -> Any:
+        if operation == "SaveV2":
+            tf.raw_ops.SaveV2(prefix="/tmp/x", tensor_names=["x"], shape_and_slices=[""], tensors=[image])
+        elif operation == "RestoreV2":
+            (found,) = tf.raw_ops.RestoreV2(
+                prefix="/tmp/x", tensor_names=["x"], shape_and_slices=[""], dtypes=["float"]
+            )
+            image += tf.reduce_sum(found)
+        else:
+            handle = tf.raw_ops.SummaryWriter(shared_name="", container="")
+            tf.raw_ops.WriteRawProtoSummary(writer=handle, step=tf.constant(0, tf.int64), tensor=tf.constant(""))
+        return image
+
+    class Reaching(tf.Module):  # type: ignore[misc, name-defined]  # tensorflow has no types
+        def __init__(self) -> None:
+            self.scale = tf.Variable(1.0)  # so that the saver's own functions are there
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.float32, name="image")])
+        def serve(self, image: Any) -> Any:
+            image = tf.function(reach)(image) if nested else reach(image)
+            return tf.nn.softmax(tf.reduce_mean(image * self.scale, [1, 2]))
+
+    module = Reaching()
+    tf.saved_model.save(module, str(tmp_path / "reaching"), signatures=module.serve.get_concrete_function())
+    line = refused(tmp_path / "reaching")
+    assert "reaches files or runs Python" in line
+    assert f"({operation})" in line
+
+
+def test_operations_that_are_refused_are_those_that_tensorflow_has() -> None:
+    from tensorflow.python.framework import op_def_registry  # noqa: PLC0415
+
+    assert [name for name in sorted(UNSAFE_OPS | SAVER_OPS) if op_def_registry.get(name) is None] == []
+
+
+# ---- a network not met before
+
+
+@pytest.mark.parametrize("raised", [KeyError("Split_7:1"), np.linalg.LinAlgError("not positive definite")])
+def test_what_nobody_foresaw_while_quantising_is_named(
+    raised: Exception, saved: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(pipeline, "centre", failing)
+    line = refused(saved)
+    assert f"small.keras cannot be quantised ({type(raised).__name__}: {raised}): please report it" in line
+
+
+@pytest.mark.parametrize("raised", [MemoryError, KeyboardInterrupt, OSError, ConvertError, GateRefusedError])
+def test_what_is_dealt_with_elsewhere_passes(
+    raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(pipeline, "search", failing)
+    options, nothing = pipeline.Options(tmp_path, "x", tmp_path), Photos((), (), (), "", ())
+    with pytest.raises(raised) as caught:
+        pipeline.quantise(options, Contract(8, 8), nothing, tmp_path, Progress(quiet=True))
+    assert caught.type is raised
 
 
 # ---- photos

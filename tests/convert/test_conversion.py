@@ -55,11 +55,14 @@ CASES = {
     "saved_model.save": (sources.sequential, save_tensorflow, {}),
     "mixed_float16": (sources.functional, save_keras, {"dtype": "mixed_float16"}),
     "float16": (sources.functional, save_h5, {"dtype": "float16"}),
+    "float64": (sources.functional, save_keras, {"dtype": "float64"}),
+    "exported float64": (sources.functional, export, {"dtype": "float64"}),
     "bfloat16": (sources.functional, save_keras, {"dtype": "bfloat16"}),
     "exported mixed_float16": (sources.functional, export, {"dtype": "mixed_float16"}),
     "exported bfloat16": (sources.functional, export, {"dtype": "mixed_bfloat16"}),
     "reversed colours": (sources.reversed_colours, save_keras, {}),
     "varied": (sources.varied, save_keras, {}),
+    "parted": (sources.parted, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
 }
 
@@ -103,6 +106,7 @@ def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(
     served = Model(outcome.package / "model.onnx", 1)
     assert (served.metadata.precision, served.metadata.verdict) == ("float32", "keep float")
     assert served.metadata.raw["calibration"] is None
+    assert served.metadata.raw["evaluation"]["agreement"] == 1.0  # of the float model, with itself
     assert "QuantizeLinear" not in {node.op_type for node in onnx.load(outcome.package / "model.onnx").graph.node}
     assert served.infer(sources.picture(2, 3)[None]).argmax() == 2
     assert "Verdict: **keep float**" in (outcome.package / "MODEL_CARD.md").read_text()

@@ -1,6 +1,8 @@
 """A package's plan, measured again where it is served."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,61 @@ def test_the_plan_of_this_machine_replaces_the_stored_one(tmp_path: Path, monkey
     assert report["plan"]["slots"] >= 1
     assert len(report["plan"]["grid"]) == len(timing.plans(report["plan"]["cores"]))
     assert not (tmp_path / ".report.json").exists()
+
+
+def lfs_pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def of_other_images(path: Path) -> None:
+    np.savez(path, inputs=np.zeros((8, 4, 4, 3), np.uint8))
+
+
+def of_one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros((8, 8, 8, 3), np.uint8))
+
+
+def a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.onnx", lfs_pointer, "cannot be measured"),
+        ("model.onnx", Path.unlink, "cannot be measured"),
+        ("golden.npz", lfs_pointer, "is no package"),
+        ("golden.npz", truncated, "is no package"),
+        ("golden.npz", of_one_array, "is no package"),
+        ("golden.npz", of_other_images, "cannot be measured"),
+        ("report.json", lfs_pointer, "is no package"),
+        ("report.json", lambda path: path.write_text("5"), "is no package"),
+        (".report.json", a_folder, "cannot be written to"),  # as where the folder is read-only, for root too
+    ],
+)
+def test_a_damaged_package_or_one_that_cannot_be_written_is_told_in_one_line(  # noqa: PLR0917
+    name: str,
+    damage: Callable[[Path], None],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(timing.plan_grid, "__defaults__", (0.05,))
+    damage(tiny_package(tmp_path) / name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert measure.main([str(tmp_path)]) == 2
+    lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line.strip() and "elapsed" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("convert.measure: ")
+    assert message in lines[0]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_a_folder_that_is_no_package_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Class folders, numbered files, splits and labels."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -41,7 +42,9 @@ def test_folders_are_the_split(numbered: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbered", [False, True])
-def test_a_hash_of_the_name_splits_what_comes_unsplit(numbered: bool, tmp_path: Path) -> None:
+def test_a_hash_of_the_name_splits_what_comes_unsplit(
+    numbered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = sources.write_photos(tmp_path / "a", [40] * CLASSES, numbered=numbered)
     found = find(images, None, CLASSES, 1000)
     calibration, tuning, evaluation = parts(found)
@@ -50,9 +53,20 @@ def test_a_hash_of_the_name_splits_what_comes_unsplit(numbered: bool, tmp_path: 
     assert [round(len(part) / 160, 1) for part in parts(found)] == pytest.approx([0.6, 0.2, 0.2], abs=0.11)
     assert "hash" in found.split
     shutil.move(images, tmp_path / "elsewhere")
-    again = find(tmp_path / "elsewhere", None, CLASSES, 1000)
-    same = [path.name for path in (p.path for p in again.evaluation)] == [p.path.name for p in found.evaluation]
-    assert same or numbered  # numbered files' own folder was renamed with them
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (tmp_path / "elsewhere", Path()):
+        again = find(folder, None, CLASSES, 1000)
+        for part, before in zip(parts(again), (calibration, tuning, evaluation), strict=True):
+            assert {path.relative_to(folder) for path in part} == {path.relative_to(images) for path in before}
+        assert [p.path.name for p in again.calibration] == [p.path.name for p in found.calibration]
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_the_order_of_split_folders_depends_on_their_names(numbered: bool, tmp_path: Path) -> None:
+    images = sources.write_splits(tmp_path / "a", numbered=numbered)
+    found = find(images, None, CLASSES, 1000)
+    names = [f"{photo.path.parent.name}/{photo.path.name}" for photo in found.calibration]
+    assert names == sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def test_a_few_photos_calibrate_and_they_mix_the_classes(unsplit: Path) -> None:

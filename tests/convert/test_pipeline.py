@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
+from onnx import helper
 
-from convert.errors import GateRefusedError
+from convert import export as module
+from convert.errors import ConvertError, GateRefusedError
+from convert.export import check_parity
 from convert.graph import Array
 from convert.pipeline import Options, advice, check_portable, judge
 from convert.quantise import Effect, affordable, growing
-from convert.source import PREDICTED, Source
+from convert.source import PREDICTED, Source, open_source
 from convert.timing import Timed
-from tests.convert.graphs import normal
+from tests.convert import sources
+from tests.convert.graphs import graph, normal, pictures
 
 
 def timed(*rates: float) -> list[Timed]:
@@ -46,6 +52,63 @@ def test_the_source_answers_a_few_images_at_a_time() -> None:
     source = Source(Path("x.keras"), "keras", "", 5, 5, 3, call, None)
     assert np.array_equal(source.predict(images), images.mean((1, 2)))
     assert sizes == [PREDICTED, PREDICTED, 1]  # Keras keeps every layer's output of a call
+
+
+def exported(path: Path, *, batch: str | int = "N") -> NDArray[np.uint8]:
+    """A float model that answers the share of each colour, of any batch or of one; pixels for it."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=1),
+        helper.make_node("ReduceMean", ["pixels", "places"], ["mean"], keepdims=0),
+        helper.make_node("ReduceSum", ["mean", "colours"], ["sum"]),
+        helper.make_node("Div", ["mean", "sum"], ["probabilities"]),
+    ]
+    model = graph(nodes, {"places": np.array([1, 2]), "colours": np.array([1])}, [12, 12, 3], pixels=True, axes=2)
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if isinstance(batch, int):
+        dimension.dim_value = batch
+    onnx.save(model, path)
+    return pictures(9)
+
+
+def shares(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    mean = pixels.astype(np.float32).mean((1, 2))
+    found: NDArray[np.float32] = mean / mean.sum(1, keepdims=True)
+    return found
+
+
+def test_an_exported_model_may_differ_from_its_source_by_less_than_the_limit(tmp_path: Path) -> None:
+    pixels = exported(tmp_path / "float.onnx")
+    expected = shares(pixels)
+    assert check_parity(tmp_path / "float.onnx", pixels, expected, 1e-4) < 1e-5
+    expected[8, 1] += 0.002  # the last image of a batch that is not full
+    assert check_parity(tmp_path / "float.onnx", pixels, expected, 0.01) == pytest.approx(0.002, abs=1e-5)
+    with pytest.raises(ConvertError, match=r"differs from the source by 0.002 in probability \(limit 0.0001\)"):
+        check_parity(tmp_path / "float.onnx", pixels, expected, 1e-4)
+    expected[0, 0] = np.nan
+    with pytest.raises(ConvertError, match="differs from the source by nan"):
+        check_parity(tmp_path / "float.onnx", pixels, expected, 1e-4)
+
+
+def test_an_exported_model_whose_batch_became_fixed_is_refused(tmp_path: Path) -> None:
+    pixels = exported(tmp_path / "float.onnx", batch=1)
+    with pytest.raises(ConvertError, match="does not run at batch 1 and 8: "):
+        check_parity(tmp_path / "float.onnx", pixels, shares(pixels), 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")  # keras/src/export/tf2onnx_lib.py
+def test_a_source_that_one_exporter_cannot_write_is_written_by_the_other(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise KeyError("no handler")
+
+    source, pixels = open_source(saved, trust=False), np.stack([sources.picture(i % 4, i) for i in range(8)])
+    monkeypatch.setattr(module, "by_function", failing)
+    worst, limit = module.export(source, pixels, (0.0, 1.0), tmp_path / "float.onnx")
+    assert worst < limit == 1e-4
+    monkeypatch.setattr(module, "by_keras", failing)
+    with pytest.raises(ConvertError, match=r"cannot be exported to ONNX \(failing: KeyError: 'no handler'\)"):
+        module.export(source, pixels, (0.0, 1.0), tmp_path / "float.onnx")
 
 
 def test_advice_names_options_that_exist_and_help() -> None:

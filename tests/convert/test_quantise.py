@@ -1,13 +1,19 @@
 """Which tensors stay float: the measured effect of rounding each."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convert.quantise import measure, rounded_alone
+from convert import quantise
+from convert.optimise import Folded
+from convert.progress import Progress
+from convert.quantise import Candidate, Effect, Search, measure, rounded_alone
 from convert.ranges import Range
-from convert.walk import Recipe
+from convert.verify import Gate, Score
+from convert.walk import Quantisation, Recipe
+from service.image import Contract
 from tests.convert.graphs import run
 from tests.convert.test_walk import ENTRY, batches, quantised
 
@@ -27,3 +33,58 @@ def test_nothing_but_the_named_tensor_is_rounded() -> None:
     exact = run(model, ENTRY.dequantise(np.concatenate(batches())))[0]
     assert np.abs(rounded_alone(model, found, "", batches()) - exact).max() < 1e-5
     assert np.abs(rounded_alone(model, found, "r1", batches()) - exact).max() > 1e-4
+
+
+# ---- the search, with agreements given for none, one and two tensors kept float; the gate is 97 %, safe is 97.5 %
+
+
+class Stubbed(Search):
+    """A search whose candidates have given agreements, and a mean difference that falls with them."""
+
+    agreements: tuple[float, ...] = ()
+
+    def attempt(self, recipe: Recipe) -> Candidate:
+        agreement = self.agreements[len(recipe.keep_float)]
+        score = Score(100, agreement, 0.1, (100 - agreement) / 100, None, None)
+        return Candidate(Path(f"{len(recipe.keep_float)}"), recipe, Quantisation(), score)
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, *agreements: float) -> tuple[Candidate, list[Effect], int]:
+    """The choice, the effects, and how often they were measured."""
+    found, measured = [Effect("r0", 0.6, 0.0), Effect("r1", 0.4, 0.0)], list[int]()
+
+    def stub(*_: object) -> list[Effect]:
+        measured.append(1)
+        return found
+
+    monkeypatch.setattr(quantise, "measure", stub)
+    folded, reference = Folded(quantised(Recipe())[0], ENTRY), np.zeros((0, 5), np.float32)
+    search = Stubbed(folded, [], [], reference, Contract(12, 12), Gate(), Path(), Progress(quiet=True))
+    search.agreements = agreements
+    chosen, effects = search.run(7)
+    assert effects in ([], found)
+    assert chosen.recipe.weight_bits == 7
+    return chosen, effects, len(measured)
+
+
+def test_a_safe_first_candidate_is_taken_and_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, effects, measured = searched(monkeypatch, 97.6)
+    assert (chosen.recipe.keep_float, effects, measured) == (frozenset(), [], 0)
+
+
+@pytest.mark.parametrize(
+    ("agreements", "kept"),
+    [
+        ((97.2, 97.6), {"r0"}),  # the first that is safe; a third is not tried
+        ((96.0, 97.2, 97.6), {"r0", "r1"}),
+        ((97.2, 97.4, 97.3), set()),  # none is safe: the first inside the gate, which has the fewest tensors float
+        ((96.0, 97.1, 97.4), {"r0"}),
+        ((90.0, 96.0, 95.0), {"r0"}),  # none is inside: the nearest to float
+        ((96.0, 95.0, 94.0), set()),
+    ],
+)
+def test_the_search_takes_the_first_safe_candidate_else_the_first_inside_else_the_nearest(
+    agreements: tuple[float, ...], kept: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, effects, measured = searched(monkeypatch, *agreements)
+    assert (chosen.recipe.keep_float, len(effects), measured) == (frozenset(kept), 2, 1)

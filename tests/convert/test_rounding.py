@@ -132,7 +132,7 @@ def patches(groups: int, positions: int, width: int) -> Array:
     return (common + rng.gamma(1, 0.5, (groups, positions, width))).astype(np.float32)
 
 
-@pytest.mark.parametrize(("groups", "rows", "width"), [(1, 8, 27), (1, 6, 9), (16, 1, 9)])
+@pytest.mark.parametrize(("groups", "rows", "width"), [(1, 8, 27), (1, 6, 9), (16, 1, 9), (4, 3, 18), (4, 3, 36)])
 @pytest.mark.parametrize("bits", [7, 8])
 def test_a_rounded_layer_answers_nearer_than_one_rounded_weight_by_weight(
     groups: int, rows: int, width: int, bits: int
@@ -142,7 +142,8 @@ def test_a_rounded_layer_answers_nearer_than_one_rounded_weight_by_weight(
     weight, bias = rng.normal(size=(groups * rows, width)).astype("f"), rng.normal(size=groups * rows).astype("f")
     moments = Moments(groups)
     moments.add(x, x)
-    found = round_layer(weight, bias, moments, bits=bits, order=np.arange(width), unit=0.01)
+    order = None if (groups, rows) == (16, 1) else np.arange(width)
+    found = round_layer(weight, bias, moments, bits=bits, order=order, unit=0.01)
     assert (found.codes.dtype, found.codes.shape) == (np.int8, weight.shape)
 
     def outputs(w: Array, b: Array) -> Array:
@@ -154,6 +155,36 @@ def test_a_rounded_layer_answers_nearer_than_one_rounded_weight_by_weight(
     exact, ours = outputs(weight, bias), outputs(found.codes * found.scale[:, None], found.bias)
     assert np.square(ours - exact).mean() < 0.5 * np.square(nearest - exact).mean()
     assert (ours - exact).mean(0) == pytest.approx(np.zeros(groups * rows), abs=1e-3)  # no bias is left
+
+
+@pytest.mark.parametrize(("groups", "rows", "width"), [(1, 6, 18), (4, 3, 18), (4, 3, 36), (12, 2, 9)])
+def test_codes_of_every_group_that_is_multiplied_in_pairs_stay_within_sixteen_bits(
+    groups: int, rows: int, width: int
+) -> None:
+    weight = 1 + 0.1 * np.random.default_rng(3).normal(size=(groups * rows, width)).astype("f")  # of one sign
+    for order, within in ((np.arange(width), True), (None, False)):
+        moments = Moments(groups)
+        moments.add(patches(groups, 500, width), patches(groups, 500, width))
+        bias = np.zeros(groups * rows, np.float32)
+        codes = round_layer(weight, bias, moments, bits=7, order=order, unit=0.01).codes.astype(int)
+        pairs = pairs_of(np.arange(width))
+        assert (np.abs(codes[:, pairs].sum(-1)).max() <= PAIR) == within
+
+
+@pytest.mark.parametrize("width", [1, 9])
+@pytest.mark.parametrize("positions", [375, 12_000])
+def test_channels_of_one_value_keep_their_weights(width: int, positions: int) -> None:
+    values = np.linspace(0.01, 6, 40, dtype=np.float32)[:, None, None]  # the network before answers nothing else
+    x = np.repeat(np.broadcast_to(values, (40, positions, 1)), width, 2)
+    weight, bias = np.random.default_rng(6).normal(size=(40, width)).astype("f"), np.zeros(40, np.float32)
+    moments = Moments(40)
+    for _ in range(3):
+        moments.add(x + np.float32(0.001), x)
+    found = round_layer(weight, bias, moments, bits=7, order=None, unit=0.01)
+    rounded = found.codes * found.scale[:, None]
+    assert rounded == pytest.approx(weight, abs=float(np.abs(weight).max()) / LIMIT)
+    exact = (weight * (x[:, 0] + 0.001)).sum(1)
+    assert (rounded * x[:, 0]).sum(1) + found.bias == pytest.approx(exact, abs=1e-4)
 
 
 def test_errors_of_the_layers_before_are_made_good() -> None:

@@ -16,6 +16,7 @@ from convert.centre import centre
 from convert.equalise import equalise
 from convert.graph import Array, constants, steps
 from convert.ranges import Range
+from convert.rounding import PAIR
 from convert.streams import place, split
 from convert.walk import Quantisation, Recipe, kernel_order, macs, patches, positions, walk
 from tests.convert.graphs import graph, normal, pictures, run
@@ -103,6 +104,25 @@ def test_beyond_the_border_are_codes_of_zero() -> None:
 
 def test_kernels_are_multiplied_by_place_then_channel() -> None:
     assert kernel_order((8, 2, 1, 3)).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(("groups", "outputs", "paired"), [(2, 8, True), (4, 4, True), (8, 16, True), (8, 8, False)])
+def test_all_but_depthwise_kernels_keep_their_pairs_within_sixteen_bits(
+    groups: int, outputs: int, paired: bool
+) -> None:
+    """Depth multipliers are GEMMs too: ONNX Runtime has a 32-bit kernel for one input and one output a group only."""
+    shape = (outputs, 8 // groups, 3, 3)
+    nodes = [
+        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w0"], ["c0"]),
+        node("Relu", ["c0"], ["r0"]),
+        node("Conv", ["r0", "w1"], ["probabilities"], name="grouped", group=groups),
+    ]
+    weights = {"w0": normal(8, 3, 3, 3), "w1": (1 + 0.1 * normal(*shape, seed=1)).astype("f")}  # of one sign
+    found = walk(graph(nodes, weights, [12, 12, 3]), batches(), ENTRY, Recipe(), lambda: None)
+    codes = found.weights["grouped"].codes.astype(int)[:, kernel_order(shape)]
+    even = codes.shape[1] // 2 * 2
+    assert (np.abs(codes[:, :even:2] + codes[:, 1:even:2]).max() <= PAIR) == paired
 
 
 # ---- the walk and what is written
@@ -221,6 +241,37 @@ def test_a_normalised_sum_is_scaled_in_float_and_rounded_after_its_activation() 
     image = np.concatenate(batches())
     expected, answers = run(model, ENTRY.dequantise(image))[0], run(written, image)[0]
     assert np.abs(answers - expected).mean() < 0.02 * expected.std()
+
+
+def several() -> ModelProto:
+    """Half the channels through a convolution, the other half read by one and by a sum (keras.ops.split)."""
+    nodes = [
+        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w0"], ["c0"]),
+        node("Relu", ["c0"], ["r0"]),
+        node("Split", ["r0"], ["a", "b", "unread"], axis=1, num_outputs=3),
+        node("Conv", ["a", "w1"], ["c1"], pads=[1, 1, 1, 1]),
+        node("Conv", ["b", "w2"], ["c2"], pads=[1, 1, 1, 1]),
+        node("Add", ["c1", "b"], ["s"]),
+        node("Add", ["s", "c2"], ["probabilities"]),
+    ]
+    weights = {"w0": normal(12, 3, 3, 3), "w1": normal(4, 4, 3, 3, seed=1), "w2": normal(4, 4, 3, 3, seed=2)}
+    return graph(nodes, weights, [12, 12, 3])
+
+
+def test_every_output_of_a_node_is_placed_and_walked() -> None:
+    model, plain = several(), several()
+    split(model)
+    assert [one.input[0] for one in model.graph.node if one.op_type == "Identity"] == ["b"]  # the sum reads it as float
+    found = walk(model, batches(), ENTRY, Recipe(), lambda: None)
+    assert {"a", "b_copy"} <= found.ranges.keys()
+    assert {"b", "unread"}.isdisjoint(found.ranges)
+    assert found.weights.keys() == {step.name for step in steps(model) if step.op == "Conv"}
+    image, written = np.concatenate(batches()), qdq.write(model, found)
+    expected = run(plain, ENTRY.dequantise(image))[0]
+    served = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
+    for answers in (run(written, image)[0], served.run(None, {"image": image})[0]):
+        assert np.abs(answers - expected).mean() < 0.02 * expected.std()
 
 
 def test_centring_keeps_all_answers_and_uses_all_codes_of_a_sum() -> None:

@@ -1,0 +1,92 @@
+"""SavedModels that are code, not only weights: operations that reach files, other machines or Python."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.errors import ConvertError
+
+UNSAFE_OPS = {
+    "CSVDataset", "CSVDatasetV2", "CacheDataset", "CacheDatasetV2", "CloseSummaryWriter", "CreateSummaryDbWriter",
+    "CreateSummaryFileWriter", "DataServiceDataset", "DataServiceDatasetV2", "DataServiceDatasetV3",
+    "DataServiceDatasetV4", "DatasetToTFRecord", "DebugIdentity", "DebugIdentityV2", "DebugIdentityV3", "DebugNanCount",
+    "DebugNumericSummary", "DebugNumericSummaryV2", "DistributedSave", "DumpTensor", "EagerPyFunc",
+    "ExperimentalCSVDataset", "ExperimentalDatasetToTFRecord", "ExperimentalLMDBDataset",
+    "ExperimentalMatchingFilesDataset", "ExperimentalSqlDataset", "FileSystemSetConfiguration",
+    "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2",
+    "FlushSummaryWriter", "GenerateVocabRemapping", "IdentityReader", "IdentityReaderV2", "ImmutableConst",
+    "ImportEvent", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "LMDBDataset", "LMDBReader",
+    "ListSnapshotChunksDataset", "LoadAndRemapMatrix", "LoadDataset", "MatchingFiles", "MatchingFilesDataset", "Print",
+    "PrintV2", "PyFunc", "PyFuncStateless", "ReadFile", "ReaderReadUpToV2", "ReaderReadV2", "RemoteCall", "Restore",
+    "RestoreSlice", "RpcCall", "RpcClient", "RpcServer", "RpcServerStart", "Save", "SaveDataset", "SaveDatasetV2",
+    "SaveSlices", "SnapshotChunkDataset", "SnapshotDataset", "SnapshotDatasetReader", "SnapshotDatasetV2",
+    "SnapshotNestedDatasetReader", "SqlDataset", "StatsAggregatorSetSummaryWriter", "SummaryWriter", "TFRecordDataset",
+    "TFRecordDatasetV2", "TFRecordReader", "TFRecordReaderV2", "TextLineDataset", "TextLineReader", "TextLineReaderV2",
+    "WholeFileReader", "WholeFileReaderV2", "WriteAudioSummary", "WriteFile", "WriteGraphSummary",
+    "WriteHistogramSummary", "WriteImageSummary", "WriteRawProtoSummary", "WriteScalarSummary", "WriteSummary",
+}  # fmt: skip
+SAVER_OPS = {"DTensorRestoreV2", "MergeV2Checkpoints", "RestoreV2", "SaveV2"}  # in every SavedModel, for its variables
+
+
+def refuse_unsafe_ops(path: Path) -> None:
+    """Read the graph of a SavedModel without loading it.
+
+    Raises:
+        ConvertError: it holds an unsafe operation, or what it serves or runs when loaded uses the saver's.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415  takes seconds: not before it is needed
+
+    stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    for meta in stored.meta_graphs:
+        functions = {function.signature.name: function.node_def for function in meta.graph_def.library.function}
+        for node in (*meta.graph_def.node, *(node for body in functions.values() for node in body)):
+            refuse(path, node, UNSAFE_OPS)
+        for node in reached(served(meta), functions, meta.object_graph_def.concrete_functions):
+            refuse(path, node, SAVER_OPS)
+
+
+def refuse(path: Path, node: Any, unsafe: set[str]) -> None:
+    """Name a node that has an unsafe operation."""
+    if node.op in unsafe:
+        raise ConvertError(
+            f"{path}: node {node.name!r} ({node.op}) reaches files or runs Python: remove it, or give"
+            " --trust-source if you know where the model is from"
+        )
+
+
+def served(meta: Any) -> list[Any]:
+    """The nodes outside of functions that signatures and start-up operations need."""
+    nodes = {node.name: node for node in meta.graph_def.node}
+    waiting = [tensor.name for signature in meta.signature_def.values() for tensor in signature.outputs.values()]
+    waiting += [name for collection in meta.collection_def.values() for name in collection.node_list.value]
+    found = dict[str, Any]()
+    while waiting:
+        name = waiting.pop().removeprefix("^").split(":")[0]
+        if name in nodes and name not in found:
+            found[name] = nodes[name]
+            waiting += nodes[name].input
+    return list(found.values())
+
+
+def reached(nodes: Iterable[Any], functions: Mapping[str, Iterable[Any]], called: Iterable[str]) -> Iterator[Any]:
+    """These nodes, and those of the functions that they and `called` lead to. `functions` are node lists by name."""
+    waiting, seen = list(called), set[str]()
+    for node in nodes:
+        yield node
+        waiting += calls(node)
+    while waiting:
+        name = waiting.pop()
+        if name in functions and name not in seen:
+            seen.add(name)
+            for node in functions[name]:
+                yield node
+                waiting += calls(node)
+
+
+def calls(node: Any) -> Iterator[str]:
+    """Names of the functions that a node may call: its own operation, and its attributes."""
+    yield node.op
+    for value in node.attr.values():
+        for function in (value.func, *value.list.func):
+            yield function.name
+            yield from (inner.func.name for inner in function.attr.values())
