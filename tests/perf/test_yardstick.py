@@ -1,5 +1,6 @@
 import hashlib
 import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from perf.promises import promises
 from perf.samples import Second
 from perf.summary import Cell, slower, yardstick
 from perf.tables import deployments
-from perf.yardstick import yardstick_ms
+from perf.yardstick import _WORK, yardstick_ms
+
+
+def test_the_work_is_no_repetition() -> None:
+    assert len(zlib.compress(_WORK)) > 0.6 * len(_WORK)
 
 
 def middle(times: int = 15) -> float:
