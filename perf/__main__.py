@@ -71,7 +71,7 @@ def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--photos", type=Path, help="folder of the photos to send (the shared ones, else made)")
     run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/out/quick with --quick)")
     run.add_argument(
-        "--quick", action="store_true", help="every cell with short loads, about 6 minutes: to see that all works"
+        "--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works"
     )
     run.add_argument(
         "--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)"

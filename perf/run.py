@@ -22,7 +22,7 @@ LOG = "run.log"
 RATE_OF_PEAK = 0.6  # of the closed loop's answered rate, where --rate does not say
 VARYING_OF_PEAK = (0.2, 0.5, 0.9, 0.2)  # the study's low, medium, high, low
 START_S = 1.5  # a generator's own start
-UP_S = {"plain": 24.0, "single": 10.0, "balanced": 14.0, "scaled": 14.0}  # bring up and take down
+UP_S = {"plain": 12.0, "single": 8.0, "balanced": 9.0, "scaled": 9.0}  # bring up and take down
 
 Tick = Callable[[str, float], None]
 Measured = Callable[[dict[str, Any], list[Sample]], None]

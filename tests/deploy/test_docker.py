@@ -219,6 +219,27 @@ def test_no_request_is_lost_while_replicas_go_from_one_to_three_to_one(balanced:
     until(lambda: balanced.replicas() == 2)
 
 
+def test_an_image_that_does_not_become_healthy_is_taken_back(balanced: Project) -> None:
+    bad = f"{tag()}-bad-{os.getpid()}"
+    docker("build", "--quiet", "--tag", f"sous/service:{bad}", "-", input=f'FROM {service_image()}\nCMD ["false"]\n')
+    before = set(replicas(balanced))
+    try:
+        done = subprocess.run(
+            ["deploy/roll"],
+            cwd=REPO,
+            env={**balanced.environment, "TAG": bad},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "does not become healthy; its replica is removed, the others serve on" in done.stderr
+        assert set(replicas(balanced)) == before
+        assert predict(balanced.url)["model"] == "colours"
+    finally:
+        docker("rmi", "--force", f"sous/service:{bad}")
+
+
 def test_no_request_is_lost_while_the_service_is_rolled_to_a_new_image(balanced: Project) -> None:
     new = f"sous/service:{tag()}-next-{os.getpid()}"
     docker("build", "--quiet", "--tag", new, "-", input=f"FROM {service_image()}\nLABEL roll={os.getpid()}\n")
@@ -267,27 +288,6 @@ def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(packages: P
         finally:
             running.down()
             docker("rmi", *(f"sous/{name}:{new}" for name in ("service", "scaler")))
-
-
-def test_an_image_that_does_not_become_healthy_is_taken_back(balanced: Project) -> None:
-    bad = f"{tag()}-bad-{os.getpid()}"
-    docker("build", "--quiet", "--tag", f"sous/service:{bad}", "-", input=f'FROM {service_image()}\nCMD ["false"]\n')
-    before = set(replicas(balanced))
-    try:
-        done = subprocess.run(
-            ["deploy/roll"],
-            cwd=REPO,
-            env={**balanced.environment, "TAG": bad},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 1
-        assert "does not become healthy; its replica is removed, the others serve on" in done.stderr
-        assert set(replicas(balanced)) == before
-        assert predict(balanced.url)["model"] == "colours"
-    finally:
-        docker("rmi", "--force", f"sous/service:{bad}")
 
 
 class Interrupted(BaseException):

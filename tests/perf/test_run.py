@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from perf import results
-from perf.run import Options, Times, cell_s, length_s, run, start
+from perf.run import QUICK, STACKS, STUDY_ORDER, Options, Times, cell_s, length_s, run, start
 from perf.samples import Part, Sample
 
 SHORT = Times(warm=0.1, idle=0.2, closed=1, rate=1, level=0.5)
@@ -141,3 +141,4 @@ def test_the_plain_recipe_is_given_the_keras_files(options: Options, server: Any
 def test_the_length_is_that_of_all_cells(options: Options) -> None:
     assert length_s(options) == cell_s(options, "single") + cell_s(options, "scaled")
     assert cell_s(options, "scaled") > cell_s(options, "single") > 2.3
+    assert length_s(replace(options, stacks=STACKS, models=STUDY_ORDER, times=QUICK)) < 300
