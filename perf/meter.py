@@ -1,7 +1,7 @@
 """Drive one load at a running stack and read its resources once a second.
 
 Counters of cgroups and `/proc` are read as they are: nothing here burns CPU that would be measured, but for the
-yardstick's 2 ms a second.
+yardstick's 4 ms a second.
 """
 
 import contextlib
