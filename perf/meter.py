@@ -129,9 +129,7 @@ def watch(
         tick(now - last)
         last = now
         used.update({p.pid: cpu for p in processes if (cpu := cpu_seconds(p.pid)) is not None})
-        # a replica that comes or goes may have no counters at this moment: the next second has them
-        with contextlib.suppress(OSError, ValueError, RuntimeError, subprocess.SubprocessError):
-            seconds.append(read(stack, now - began, sum(used.values())))
+        seconds += read(stack, now - began, sum(used.values()))
         if all(p.poll() is not None for p in processes) or now - began > planned + OVERTIME_S:
             return False
         if hung():
@@ -152,19 +150,24 @@ def wait(processes: list["subprocess.Popen[bytes]"], seconds: float) -> None:
         processes[0].wait(max(0.01, seconds))
 
 
-def read(stack: Running, at_s: float, generator_cpu_s: float) -> Second:
-    """All counters now."""
-    usage = stack.usage()
-    return Second(
-        at_s,
-        stack.replicas(),
-        usage.memory_bytes,
-        usage.cpu_seconds,
-        usage.throttled_seconds,
-        generator_cpu_s,
-        *machine_seconds(),
-        yardstick_ms(),
-    )
+def read(stack: Running, at_s: float, generator_cpu_s: float) -> list[Second]:
+    """All counters now; none where a replica that comes or goes has none at this moment."""
+    try:
+        replicas, usage = stack.replicas(), stack.usage()
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError):
+        return []
+    return [
+        Second(
+            at_s,
+            replicas,
+            usage.memory_bytes,
+            usage.cpu_seconds,
+            usage.throttled_seconds,
+            generator_cpu_s,
+            *machine_seconds(),
+            yardstick_ms(),
+        )
+    ]
 
 
 def cpu_seconds(pid: int) -> float | None:

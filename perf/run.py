@@ -129,7 +129,7 @@ def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[floa
         warm(cell["url"], sending, options.users, times.warm)
         idle, began, first = Part(stack, cell["model"], "idle"), time.monotonic(), read(running, 0.0, 0.0)
         samples.append_samples(options.out, idle, probe(cell["url"], sending, times.idle))
-        samples.append_resources(options.out, idle, [first, read(running, time.monotonic() - began, 0.0)])
+        samples.append_resources(options.out, idle, first + read(running, time.monotonic() - began, 0.0))
         tick(times.warm + times.idle)
         sent += part("closed", seconds=times.closed, tool=options.tool)
         if not (peak := answered_rate(sent)):

@@ -100,6 +100,23 @@ def test_a_stack_that_does_not_come_up_costs_only_its_own_cell(options: Options,
     assert balanced.columns
 
 
+def test_counters_that_vanish_for_a_moment_cost_no_cell(
+    options: Options, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks, usage, calls = Stacks(server), server.usage, iter(range(1000))
+
+    def going() -> Any:
+        if next(calls) < 2:  # before and after the idle answers
+            raise FileNotFoundError("the replica is gone")
+        return usage()
+
+    monkeypatch.setattr(server, "usage", going)
+    measured(replace(options, stacks=("single",)), stacks)
+    _, (single,) = results.read(options.out)
+    assert single.reasons == []
+    assert single.idle_cpu_s is None
+
+
 def test_a_run_of_which_nothing_came_up_says_why(options: Options, server: Any) -> None:
     stacks = Stacks(server)
     stacks.broken = {"single"}
