@@ -17,6 +17,7 @@ from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_space, export
+from convert.merge import Depth
 from convert.optimise import prepare
 from convert.photos import Photos
 from convert.progress import Progress
@@ -50,6 +51,7 @@ class Options:
     resize: str = "bicubic"
     crop: str = "none"
     weight_bits: int = 7
+    merge: bool = True
     calibration: int = 512
     gate: Gate = field(default_factory=Gate)
     trust_source: bool = False
@@ -68,13 +70,13 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sous-") as folder, package.staged(target) as stage:
         work = Path(folder)
         source, contract, found, parity = load(options, work / "float.onnx", progress)
-        candidate, effects = quantise(options, contract, found, work, progress)
+        candidate, effects, depth = quantise(options, contract, found, work, progress)
         paths = (work / "float.onnx", candidate.path)
         kept = len(candidate.recipe.keep_float)
         evidence = evaluate(options, contract, found, paths, kept_float=kept, progress=progress)
         report = describe(options, source, contract, found) | evidence | {"parity": parity}
         if report["verdict"] != "keep float":
-            report["quantisation"] = recipe_of(candidate, effects)
+            report["quantisation"] = recipe_of(candidate, effects, depth)
         return write(report, work, stage, candidate)
 
 
@@ -117,7 +119,7 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
 
 def quantise(
     options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
-) -> tuple[Candidate, list[Effect]]:
+) -> tuple[Candidate, list[Effect], Depth]:
     """Search for the cheapest recipe inside the gate, on calibration and tuning photos only.
 
     Raises:
@@ -137,18 +139,19 @@ def quantise(
 
 def search(
     options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
-) -> tuple[Candidate, list[Effect]]:
+) -> tuple[Candidate, list[Effect], Depth]:
     """Rewrite the float graph, then try recipes."""
     folded = prepare(onnx.load(work / "float.onnx"))
     pixels = list(photos.batches(found.calibration, contract))
-    for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
-        with progress.stage(what, len(pixels)) as tick:
-            rewrite(folded.model, pixels, folded.entry, tick)
     tuning = found.tuning[:TUNING_PHOTOS]
     with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
     recipes = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
-    return recipes.run(options.weight_bits)
+    depth = recipes.shorten() if options.merge else Depth()
+    for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
+        with progress.stage(what, len(pixels)) as tick:
+            rewrite(recipes.folded.model, pixels, folded.entry, tick)
+    return *recipes.run(options.weight_bits), depth
 
 
 def evaluate(
@@ -261,13 +264,14 @@ def describe(options: Options, source: Source, contract: Contract, found: Photos
     }
 
 
-def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]:
+def recipe_of(candidate: Candidate, effects: Sequence[Effect], depth: Depth) -> dict[str, Any]:
     """How the weights and ranges were made, and what was measured on the way."""
     model = onnx.load(candidate.path)
     recipe = candidate.recipe
     return {
         "clip": ranges.METHOD,
         "weight_bits": recipe.weight_bits,
+        "residual_blocks": asdict(depth),
         "kept_float": sorted(recipe.keep_float),
         "float_steps": float_steps(model),
         "tuning": asdict(candidate.score),

@@ -63,6 +63,7 @@ CASES = {
     "reversed colours": (sources.reversed_colours, save_keras, {}),
     "varied": (sources.varied, save_keras, {}),
     "parted": (sources.parted, save_keras, {}),
+    "deep": (sources.deep, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
 }
 
@@ -94,6 +95,19 @@ def test_weights_have_the_bits_asked_for(mark: str, saved: Path, convert: Conver
     # without VNNI 8-bit weights saturate: that is what the gate is for, not this test
     outcome = convert(saved, "--weight-bits", mark[0], "--gate-agreement", "50", "--gate-drop", "50")
     assert (outcome.status, outcome.report["quantisation"]["weight_bits"]) == (0, int(mark[0]))
+
+
+@pytest.mark.usefixtures("always_int8")
+def test_small_residual_blocks_are_merged_unless_they_are_to_be_kept(
+    keras: Any, convert: Convert, tmp_path: Path
+) -> None:
+    source = save_keras(sources.trained(keras, sources.deep), tmp_path)
+    outcome = convert(source)
+    assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 4, "merged": 2}
+    assert "Of 4 residual blocks 2 were merged into others" in (outcome.package / "MODEL_CARD.md").read_text()
+    outcome = convert(source, "--keep-blocks", "--replace")
+    assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 0, "merged": 0}
+    assert "residual" not in (outcome.package / "MODEL_CARD.md").read_text()
 
 
 def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(
