@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -46,6 +47,7 @@ class Replicas:
         self.running: dict[int, Process] = {}
         self.nginx: Process | None = None
         self.ledger = Ledger()
+        self.counting = threading.Lock()  # the scaler counts what it ends while the meter reads: counters in order
 
     @property
     def url(self) -> str:
@@ -86,10 +88,11 @@ class Replicas:
 
     def usage(self) -> Usage:
         """Of every process of the stack, those that have ended included in what only grows."""
-        now = self._usages(ready=False)
-        if self.nginx and self.nginx.alive():
-            now["nginx"] = self.nginx.usage()
-        return self.ledger.update(now)
+        with self.counting:
+            now = self._usages(ready=False)
+            if self.nginx and self.nginx.alive():
+                now["nginx"] = self.nginx.usage()
+            return self.ledger.update(now)
 
     def asked(self) -> int:
         """Replicas that run, ready or not."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from convert import quantise
+from convert.merge import Depth
 from convert.optimise import Folded
 from convert.progress import Progress
 from convert.quantise import Candidate, Effect, Search, measure, rounded_alone
@@ -33,6 +34,30 @@ def test_nothing_but_the_named_tensor_is_rounded() -> None:
     exact = run(model, ENTRY.dequantise(np.concatenate(batches())))[0]
     assert np.abs(rounded_alone(model, found, "", batches()) - exact).max() < 1e-5
     assert np.abs(rounded_alone(model, found, "r1", batches()) - exact).max() > 1e-4
+
+
+class Judged(Search):
+    """A search whose models all have a given agreement."""
+
+    agreement: float = 0.0
+
+    def score(self, path: Path, what: str) -> Score:
+        assert path.is_file(), what
+        return Score(100, self.agreement, 0.1, 0.01, None, None)
+
+
+@pytest.mark.parametrize(("agreement", "gate", "stay"), [(98.5, 97, True), (98.4, 97, False), (98.9, 98, False)])
+def test_merged_blocks_may_change_half_of_the_answers_that_the_gate_lets_differ(
+    agreement: float, gate: float, stay: bool, tmp_path: Path
+) -> None:
+    folded, reference = Folded(quantised(Recipe())[0], ENTRY), np.zeros((0, 5), np.float32)
+    limits = Gate(agreement=gate)
+    search = Judged(folded, batches(), [], reference, Contract(12, 12), limits, tmp_path, Progress(quiet=True))
+    search.agreement = agreement
+    assert search.answers_stay(folded.model) is stay
+    assert not list(tmp_path.iterdir())
+    assert search.shorten() == Depth(1, 0)  # a single block has none to be merged into
+    assert search.folded.model is folded.model
 
 
 # ---- the search, with agreements given for none, one and two tensors kept float; the gate is 97 %, safe is 97.5 %

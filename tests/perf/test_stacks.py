@@ -1,5 +1,6 @@
 """Stacks by local processes, with real packages, gunicorn and nginx; tests/deploy has the same by docker compose."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from perf.deployment import (
 )
 from perf.local import Recipe, Replicas
 from perf.processes import Process
+from perf.usage import Usage
 from tests.deploy.load import load
 from tests.service.packages import jpeg, write_package
 
@@ -102,6 +105,22 @@ def test_usage_counts_what_the_replicas_do(packages: Path) -> None:
     assert 0.02 < after.cpu_seconds - before.cpu_seconds < 5
     assert 30e6 < after.memory_bytes < 300e6
     assert after.throttled_seconds >= before.throttled_seconds >= 0
+
+
+def test_counters_that_two_threads_read_are_totalled_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler counts what it ends while the meter reads: an older reading behind a newer one would count twice."""
+    running = Replicas(Recipe(lambda _: [], {}, 1, 1, 1), 0, None, tmp_path)
+    seconds = itertools.count(1)
+
+    def read(*, ready: bool) -> dict[str, Usage]:
+        now = next(seconds)
+        time.sleep(0.004 if now % 2 else 0)
+        return {"replica": Usage(now, 1, 0)}
+
+    monkeypatch.setattr(running, "_usages", read)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: running.usage(), range(40)))
+    assert running.usage().cpu_seconds == 41
 
 
 @needs_nginx
