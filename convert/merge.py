@@ -11,6 +11,7 @@ reconstruction of what a network without some of its parts should give (He et al
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -71,7 +72,7 @@ def mergeable(model: ModelProto, found: Sequence[Block], feeds: Sequence[Array])
     before them are they themselves."""
     outputs = {node.name: node.output[0] for node in model.graph.node}
     sums = {block.sum for block in found}
-    candidates = [block for block in found if block.stream in sums and alone(model, block)]
+    candidates = [block for block in found if block.stream in sums and ends_stream(model, block)]
     names = list(dict.fromkeys(name for block in candidates for name in (outputs[block.ends[0][0]], block.sum)))
     if not names:
         return set()
@@ -79,7 +80,7 @@ def mergeable(model: ModelProto, found: Sequence[Block], feeds: Sequence[Array])
     return {block.sum for block in candidates if spread[outputs[block.ends[0][0]]] < SMALL * spread[block.sum]}
 
 
-def alone(model: ModelProto, block: Block) -> bool:
+def ends_stream(model: ModelProto, block: Block) -> bool:
     """Whether nothing but this block reads the stream before it."""
     without = ModelProto()
     without.CopyFrom(model)
@@ -101,15 +102,13 @@ def variances(model: ModelProto, names: Sequence[str], feeds: Sequence[Array]) -
 
 
 def runs(found: Sequence[Block], small: Set[str]) -> list[set[str]]:
-    """Sums of small blocks that follow one another, in order."""
+    """Sums of small blocks that follow one another, in order, the first of them behind another block."""
     joined = list[set[str]]()
-    before = ""
-    for block in found:
-        if block.sum in small:
-            if block.stream != before or not joined:
+    for before, block in pairwise(found):
+        if block.sum in small and block.stream == before.sum:
+            if before.sum not in small or not joined:
                 joined.append(set())
             joined[-1].add(block.sum)
-            before = block.sum
     return joined
 
 
@@ -126,23 +125,48 @@ def grouped(found: Sequence[Block], small: Set[str]) -> list[list[Block]]:
 
 
 def shortened(
-    model: ModelProto, feeds: Sequence[Array], accepted: Callable[[ModelProto], bool], progress: Progress
+    model: ModelProto,
+    feeds: Sequence[Array],
+    error: Callable[[ModelProto], float],
+    accepted: Callable[[ModelProto], bool],
+    progress: Progress,
 ) -> tuple[ModelProto, Depth]:
-    """The network with as many blocks merged as is accepted, those of the earliest runs last: their errors pass more
-    layers. `feeds` are batches of its input that convolutions are fitted on."""
+    """The network with as many blocks merged as is accepted: all runs of small blocks, then all but the dearest, and so
+    on. What a run costs, the squared `error` of the answers a block saved, is measured with it merged alone. `feeds`
+    are batches of the network's input that convolutions are fitted on."""
     found = blocks(model)
     with progress.stage("measure residual branches", 1) as tick:
         joined = runs(found, mergeable(model, found, feeds[: -(-MEASURED // len(feeds[0]))]))
         tick()
-    for first in range(len(joined)):
-        groups = grouped(found, set().union(*joined[first:]))
-        if len(groups) == len(found):
-            break
+    cheapest = by_cost(model, found, joined, feeds, error=error, progress=progress) if len(joined) > 1 else joined
+    for count in range(len(cheapest), 0, -1):
+        groups = grouped(found, set().union(*cheapest[:count]))
         with progress.stage(f"merge {len(found)} residual blocks to {len(groups)}", len(groups)) as tick:
             result = merged(model, groups, feeds, tick)
         if accepted(result):
             return result, Depth(len(found), len(found) - len(groups))
     return model, Depth(len(found), 0)
+
+
+def by_cost(
+    model: ModelProto,
+    found: Sequence[Block],
+    joined: Sequence[set[str]],
+    feeds: Sequence[Array],
+    *,
+    error: Callable[[ModelProto], float],
+    progress: Progress,
+) -> list[set[str]]:
+    """Runs of small blocks, the one that costs least a block saved first."""
+    costs = []
+    with progress.stage("merge residual blocks, run by run", len(joined)) as tick:
+        for run in joined:
+            groups = grouped(found, run)
+            last = max(place for place, group in enumerate(groups) if len(group) > 1)
+            alone = merged(model, groups[: last + 1], feeds, lambda: None)
+            costs.append(error(alone) / (len(found) - len(groups)))
+            tick()
+    return [joined[place] for place in np.argsort(costs, kind="stable")]
 
 
 def merged(model: ModelProto, groups: Groups, feeds: Sequence[Array], tick: Callable[[], None]) -> ModelProto:

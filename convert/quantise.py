@@ -69,14 +69,20 @@ class Search:
         model, entry = self.folded.model, self.folded.entry
         pixels = self.pixels[: -(-FITTED // len(self.pixels[0]))]
         feeds = [entry.dequantise(batch) for batch in pixels] if entry else pixels
-        model, depth = shortened(model, feeds, self.answers_stay, self.progress)
+        model, depth = shortened(model, feeds, self.float_error, self.answers_stay, self.progress)
         self.folded = replace(self.folded, model=model)
         return depth
 
+    def float_error(self, model: ModelProto) -> float:
+        """Squared difference between a float network's answers and the reference, on the first tuning photos."""
+        path, photos = self.save_float(model), self.tuning[:PROBES]
+        (found,) = verify.answers([path], photos, self.contract, lambda: None)
+        path.unlink()
+        return float(np.square(found - self.reference[: len(photos)]).mean())
+
     def answers_stay(self, model: ModelProto) -> bool:
         """Whether a float network gives the tuning photos' answers but for its share of what the gate allows."""
-        entry = {model.graph.input[0].name: self.folded.entry} if self.folded.entry else {}
-        path = self.save(qdq.write(model, Quantisation(ranges=entry)))
+        path = self.save_float(model)
         score = self.score(path, "merged blocks")
         path.unlink()
         return score.agreement >= 100 - MERGE_SHARE * (100 - self.gate.agreement)
@@ -123,6 +129,11 @@ class Search:
             f" mean |dp| {score.mean_dp:.5f}"
         )
         return score
+
+    def save_float(self, model: ModelProto) -> Path:
+        """Write a prepared network, of which nothing is rounded but the pixels, as a model that takes them."""
+        entry = {model.graph.input[0].name: self.folded.entry} if self.folded.entry else {}
+        return self.save(qdq.write(model, Quantisation(ranges=entry)))
 
     def save(self, model: ModelProto) -> Path:
         """Write a model under a new name."""

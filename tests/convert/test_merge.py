@@ -1,6 +1,6 @@
 """Residual blocks that change little are merged into others, and the answers stay."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,29 +148,36 @@ def test_blocks_behind_the_merged_ones_are_fitted_to_their_errors() -> None:
     assert error(fitted, model) < 0.9 * error(alone, model)
 
 
-def test_the_earliest_blocks_are_the_first_to_be_left_as_they_are() -> None:
-    model, tried = network([0.02, 1.0, 0.02, 1.0]), list[int]()
+def depths(tried: list[int], accepted_at: int) -> Callable[[ModelProto], bool]:
+    """Accepts the network tried at this place, and notes the blocks of all."""
 
     def accepted(candidate: ModelProto) -> bool:
         tried.append(len(blocks(candidate)))
-        return len(tried) == 2
+        return len(tried) > accepted_at
 
-    result, depth = shortened(model, feeds(), accepted, QUIET)
-    assert (depth, tried) == (Depth(5, 1), [3, 4])
-    assert operators(result).count("Add") == 4
-    assert np.isclose(error(result, model), 0, atol=1e-4)
+    return accepted
+
+
+def test_the_runs_that_cost_most_a_block_are_the_first_to_be_left_as_they_are() -> None:
+    model, tried = network([0.02, 1.0, 0.05, 0.05, 1.0, 0.01]), list[int]()
+    result, depth = shortened(model, feeds(), lambda other: error(other, model), depths(tried, 1), QUIET)
+    assert (depth, tried) == (Depth(7, 2), [3, 5])
+    left = network([0.02, 1.0, 0.05, 0.05, 1.0, 0.01])
+    kept = merged(left, grouped(blocks(left), {"b0_sum", "b5_sum"}), feeds(), lambda: None)
+    assert result == kept
 
 
 def test_a_network_whose_answers_would_not_stay_keeps_every_block() -> None:
-    model = network([0.02, 0.02])
-    result, depth = shortened(model, feeds(), lambda _: False, QUIET)
+    model, tried = network([0.02, 0.02]), list[int]()
+    result, depth = shortened(model, feeds(), unused, depths(tried, 9), QUIET)
     assert result is model
-    assert depth == Depth(3, 0)
+    assert (depth, tried) == (Depth(3, 0), [1])
 
 
 def test_a_network_of_large_branches_is_not_tried_at_all() -> None:
-    def accepted(_: ModelProto) -> bool:
-        raise AssertionError
-
     model = network([1.0, 1.0])
-    assert shortened(model, feeds(), accepted, QUIET) == (model, Depth(3, 0))
+    assert shortened(model, feeds(), unused, unused, QUIET) == (model, Depth(3, 0))
+
+
+def unused(_: ModelProto) -> float:
+    raise AssertionError
