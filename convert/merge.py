@@ -183,7 +183,7 @@ def merged(model: ModelProto, groups: Groups, feeds: Sequence[Array], tick: Call
         leader, end = group[0], group[-1].sum
         leader = replace(leader, stream=renamed.get(leader.stream, leader.stream))
         inputs = Inputs(result, leader, known)
-        weight, bias = solve(inputs, wanted.pop(end))
+        weight, bias = solve(inputs, wanted.pop(end), *weights(result, leader))
         replace_weights(result, leader, weight, bias)
         known = {source: feeds, leader.sum: inputs.sums(weight, bias)}
         drop(result, end, leader.sum)
@@ -231,19 +231,30 @@ class Inputs:
         return found
 
 
-def solve(inputs: Inputs, wanted: Sequence[Array]) -> tuple[Array, Array]:
-    """Weight `[O, I]` and bias `[O]`, float32, with the least squared error of stream + weight features + bias."""
+def solve(inputs: Inputs, wanted: Sequence[Array], weight: Array, bias: Array) -> tuple[Array, Array]:
+    """Weight `[O, I]` and bias `[O]`, float32, with the least squared error of stream + weight features + bias; those
+    given are kept where the features do not say otherwise (ridge regression of the change)."""
     square, cross, count = np.zeros(()), np.zeros(()), 0
     for (features, stream), target in zip(inputs, wanted, strict=True):
-        x, y = rows(features), rows(widened(target) - stream)
+        x = rows(features)
+        y = rows(widened(target) - stream) - (x @ weight.T + bias)
         x = np.concatenate([x, np.ones_like(x[:, :1])], 1)
         square = square + (x.T @ x).astype(np.float64)
         cross = cross + (x.T @ y).astype(np.float64)
         count += len(x)
     diagonal = np.einsum("ii->i", square)[:-1]
     diagonal += DAMPING * diagonal.mean() + 1e-12 * count
-    best = np.linalg.solve(square, cross).astype(np.float32)
-    return np.ascontiguousarray(best[:-1].T), best[-1]
+    change = np.linalg.solve(square, cross).astype(np.float32)
+    return weight + change[:-1].T, bias + change[-1]
+
+
+def weights(model: ModelProto, block: Block) -> tuple[Array, Array]:
+    """The weights `[O, I]` of a block's last convolutions, one behind the other, and the sum of their biases `[O]`."""
+    values, nodes = constants(model), {node.name: node for node in model.graph.node}
+    ends = [nodes[name].input for name, _ in block.ends]
+    weight = np.concatenate([values[names[1]][:, :, 0, 0] for names in ends], 1)
+    zero = np.zeros(len(weight), np.float32)
+    return weight, sum((values[names[2]] for names in ends if len(names) > 2), start=zero)
 
 
 def rows(tensor: Array) -> Array:

@@ -22,7 +22,7 @@ from convert.walk import Quantisation, Recipe, walk
 from service.cpu import cores
 from service.image import Contract
 
-MERGE_SHARE = 0.5  # of the answers that the gate lets differ: those that merged blocks may change
+MERGE_SHARE = 0.4  # of what the gate allows: what merged blocks may take of it
 SAFETY = 0.5  # points of agreement above the gate: the tuning photos are a sample too
 CANDIDATES = 64  # tensors whose effect on the answers is measured, those with the most noise of their own
 PROBES = 120  # photos a measurement
@@ -82,10 +82,11 @@ class Search:
 
     def answers_stay(self, model: ModelProto) -> bool:
         """Whether a float network gives the tuning photos' answers but for its share of what the gate allows."""
+        most = 100 - MERGE_SHARE * (100 - self.gate.agreement)
         path = self.save_float(model)
         score = self.score(path, "merged blocks")
         path.unlink()
-        return score.agreement >= 100 - MERGE_SHARE * (100 - self.gate.agreement)
+        return not Gate(MERGE_SHARE * self.gate.drop, most).missed(score)
 
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
         """Of all int8 and ever more tensors float the first candidate safely inside the gate, else the first inside it,

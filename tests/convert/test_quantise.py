@@ -40,20 +40,24 @@ class Judged(Search):
     """A search whose models all have a given agreement."""
 
     agreement: float = 0.0
+    lost: float = 0.0
 
     def score(self, path: Path, what: str) -> Score:
         assert path.is_file(), what
-        return Score(100, self.agreement, 0.1, 0.01, None, None)
+        return Score(100, self.agreement, 0.1, 0.01, 60.0, 60.0 - self.lost)
 
 
-@pytest.mark.parametrize(("agreement", "gate", "stay"), [(98.5, 97, True), (98.4, 97, False), (98.9, 98, False)])
-def test_merged_blocks_may_change_half_of_the_answers_that_the_gate_lets_differ(
-    agreement: float, gate: float, stay: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("agreement", "lost", "gate", "stay"),
+    [(98.9, 0.1, 97, True), (98.7, 0.1, 97, False), (98.9, 0.1, 98, False), (98.9, 0.25, 97, False)],
+)
+def test_merged_blocks_may_take_a_share_of_what_the_gate_allows(
+    agreement: float, lost: float, gate: float, stay: bool, tmp_path: Path
 ) -> None:
     folded, reference = Folded(quantised(Recipe())[0], ENTRY), np.zeros((0, 5), np.float32)
     limits = Gate(agreement=gate)
     search = Judged(folded, batches(), [], reference, Contract(12, 12), limits, tmp_path, Progress(quiet=True))
-    search.agreement = agreement
+    search.agreement, search.lost = agreement, lost
     assert search.answers_stay(folded.model) is stay
     assert not list(tmp_path.iterdir())
     assert search.shorten() == Depth(1, 0)  # a single block has none to be merged into
