@@ -73,7 +73,7 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
         candidate, effects, depth = quantise(options, contract, found, work, progress)
         paths = (work / "float.onnx", candidate.path)
         kept = len(candidate.recipe.keep_float)
-        evidence = evaluate(options, contract, found, paths, kept_float=kept, progress=progress)
+        evidence = evaluate(options, contract, found, paths, kept_float=kept, merged=depth.merged, progress=progress)
         report = describe(options, source, contract, found) | evidence | {"parity": parity}
         if report["verdict"] != "keep float":
             report["quantisation"] = recipe_of(candidate, effects, depth)
@@ -155,7 +155,14 @@ def search(
 
 
 def evaluate(
-    options: Options, contract: Contract, found: Photos, paths: Sequence[Path], *, kept_float: int, progress: Progress
+    options: Options,
+    contract: Contract,
+    found: Photos,
+    paths: Sequence[Path],
+    *,
+    kept_float: int,
+    merged: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Gate and verdict on the evaluation photos, on the code that serves.
 
@@ -166,7 +173,7 @@ def evaluate(
         answers = verify.answers(paths, found.evaluation, contract, tick)
     score = verify.score(answers[0], answers[1], found.evaluation)
     if missed := options.gate.missed(score):
-        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options)}")
+        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options, merged)}")
     sample = np.concatenate(list(photos.batches(found.tuning[:8], contract)))
     with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
         plan = timing.plan_grid(paths[1], sample, tick)
@@ -212,13 +219,14 @@ def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
         )
 
 
-def advice(options: Options) -> str:
-    """What to try after a refusal."""
+def advice(options: Options, merged: int) -> str:
+    """What to try after a refusal of a network of which so many blocks were merged."""
+    depth = "all residual blocks (--keep-blocks), " if merged else ""
     more = f"more calibration photos (--calibration, now {options.calibration})"
     other = "8-bit weights on CPUs with VNNI (--weight-bits 8)"
     if options.weight_bits == 8:
         other = "codes that saturate on no CPU (--weight-bits 7)"
-    return f"Try {more}, {other}, or looser limits (--gate-drop, --gate-agreement)"
+    return f"Try {depth}{more}, {other}, or looser limits (--gate-drop, --gate-agreement)"
 
 
 def judge(kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
