@@ -67,6 +67,17 @@ def ends_branch(model: ModelProto, node: NodeProto, values: Mapping[str, Array])
     return pointwise(node, values) and len(readers(model, node.output[0])) == 1
 
 
+def plain(model: ModelProto, found: Sequence[Block], feed: Array) -> list[Block]:
+    """The blocks whose sum takes each of its operands as it is, without broadcasting, on one batch of input."""
+    operands = {node.output[0]: list(node.input) for node in model.graph.node}
+    names = list(dict.fromkeys(name for block in found for name in (block.sum, *operands[block.sum])))
+    if not names:
+        return []
+    values = session(between(model, set(), names), cores()).run(names, {model.graph.input[0].name: feed})
+    shapes = {name: value.shape for name, value in zip(names, values, strict=True)}
+    return [block for block in found if {shapes[name] for name in operands[block.sum]} == {shapes[block.sum]}]
+
+
 def mergeable(model: ModelProto, found: Sequence[Block], feeds: Sequence[Array]) -> set[str]:
     """Sums of blocks whose branch changes the stream by next to nothing and that can go: all that reads the stream
     before them are they themselves."""
@@ -134,7 +145,7 @@ def shortened(
     """The network with as many blocks merged as is accepted: all runs of small blocks, then all but the dearest, and so
     on. What a run costs, the squared `error` of the answers a block saved, is measured with it merged alone. `feeds`
     are batches of the network's input that convolutions are fitted on."""
-    found = blocks(model)
+    found = plain(model, blocks(model), feeds[0][:1])
     with progress.stage("measure residual branches", 1) as tick:
         joined = runs(found, mergeable(model, found, feeds[: -(-MEASURED // len(feeds[0]))]))
         tick()

@@ -8,7 +8,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from convert import merge
 from convert.graph import Array
-from convert.merge import Block, Depth, blocks, grouped, mergeable, merged, runs, shortened
+from convert.merge import Block, Depth, blocks, grouped, mergeable, merged, plain, runs, shortened
 from convert.progress import Progress
 from tests.convert.graphs import graph, normal, operators, run
 
@@ -88,6 +88,22 @@ def test_blocks_are_the_sums_with_the_convolutions_that_end_their_branches() -> 
     assert (first.sum, first.stream) == ("p_sum", "")
     assert {features for _, features in first.ends} == {"x", "p_h"}
     assert second == Block("b0_sum", "p_sum", (("b0_end", "b0_h"),))
+
+
+def test_a_sum_that_broadcasts_is_no_block() -> None:
+    values = {"a": normal(8, 3, 1, 1), "b": normal(8, 8, 1, 1, seed=1), "axes": np.array([2, 3])}
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["first", "a"], ["x"]),
+        helper.make_node("ReduceMean", ["x", "axes"], ["pooled"]),
+        helper.make_node("Conv", ["pooled", "b"], ["context"]),
+        helper.make_node("Add", ["x", "context"], ["sum"]),
+        helper.make_node("Conv", ["sum", "b"], ["y"]),
+        helper.make_node("Add", ["sum", "y"], ["probabilities"]),
+    ]
+    model = graph(nodes, values, (10, 10, 3))
+    assert [block.sum for block in blocks(model)] == ["sum", "probabilities"]
+    assert [block.sum for block in plain(model, blocks(model), feeds(1)[0])] == ["probabilities"]
 
 
 def test_only_small_branches_are_merged() -> None:
