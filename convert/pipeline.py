@@ -51,7 +51,7 @@ class Options:
     resize: str = "bicubic"
     crop: str = "none"
     weight_bits: int = 7
-    merge: bool = True
+    merge: bool = False
     calibration: int = 512
     gate: Gate = field(default_factory=Gate)
     trust_source: bool = False
@@ -221,7 +221,7 @@ def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
 
 def advice(options: Options, merged: int) -> str:
     """What to try after a refusal of a network of which so many blocks were merged."""
-    depth = "all residual blocks (--keep-blocks), " if merged else ""
+    depth = "all residual blocks (no --merge-blocks), " if merged else ""
     more = f"more calibration photos (--calibration, now {options.calibration})"
     other = "8-bit weights on CPUs with VNNI (--weight-bits 8)"
     if options.weight_bits == 8:

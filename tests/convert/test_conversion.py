@@ -98,14 +98,12 @@ def test_weights_have_the_bits_asked_for(mark: str, saved: Path, convert: Conver
 
 
 @pytest.mark.usefixtures("always_int8")
-def test_small_residual_blocks_are_merged_unless_they_are_to_be_kept(
-    keras: Any, convert: Convert, tmp_path: Path
-) -> None:
+def test_small_residual_blocks_are_merged_where_that_is_asked_for(keras: Any, convert: Convert, tmp_path: Path) -> None:
     source = save_keras(sources.trained(keras, sources.deep), tmp_path)
-    outcome = convert(source)
+    outcome = convert(source, "--merge-blocks")
     assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 4, "merged": 2}
     assert "Of 4 residual blocks 2 were merged into others" in (outcome.package / "MODEL_CARD.md").read_text()
-    outcome = convert(source, "--keep-blocks", "--replace")
+    outcome = convert(source, "--replace")
     assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 0, "merged": 0}
     assert "residual" not in (outcome.package / "MODEL_CARD.md").read_text()
 

@@ -115,8 +115,8 @@ def test_advice_names_options_that_exist_and_help() -> None:
     options = Options(Path("x"), "x", Path("images"), calibration=128)
     assert "--calibration, now 128" in advice(options, 0)
     assert "--weight-bits 8" in advice(options, 0)
-    assert "--keep-blocks" in advice(options, 3)
-    assert "--keep-blocks" not in advice(options, 0)
+    assert "no --merge-blocks" in advice(options, 3)
+    assert "--merge-blocks" not in advice(options, 0)
     assert "--weight-bits 7" in advice(Options(Path("x"), "x", Path("images"), weight_bits=8), 0)
 
 
