@@ -1,5 +1,6 @@
 """A small HTTP server with a known service time, and runs made from known samples."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -217,5 +218,8 @@ def children_end() -> Iterator[None]:
 
 
 def children() -> set[int]:
-    """Process ids of our own children."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    """Process ids of our own children. (A thread that ends meanwhile hands its children to another: read anew.)"""
+    while True:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            tasks = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
+            return {int(pid) for text in tasks for pid in text.split()}
