@@ -9,7 +9,7 @@ Sources: residual networks keep their answers without single blocks (Veit et al.
 reconstruction of what a network without some of its parts should give (He et al. 2017, arXiv 1707.06168).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -93,11 +93,8 @@ def mergeable(model: ModelProto, found: Sequence[Block], feeds: Sequence[Array])
 
 def ends_stream(model: ModelProto, block: Block) -> bool:
     """Whether nothing but this block reads the stream before it."""
-    without = ModelProto()
-    without.CopyFrom(model)
-    drop(without, block.sum, block.stream)
-    behind = {node.name for node in readers(model, block.sum)}
-    return {node.name for node in readers(without, block.stream)} <= behind
+    others = needed(model, [output.name for output in model.graph.output], {block.sum})
+    return not any(block.stream in node.input for node in others)
 
 
 def variances(model: ModelProto, names: Sequence[str], feeds: Sequence[Array]) -> dict[str, float]:
@@ -218,20 +215,21 @@ class Inputs:
     its last convolutions take, one behind the other. Computed from the tensors that are `known`."""
 
     def __init__(self, model: ModelProto, block: Block, known: Mapping[str, Sequence[Array]]) -> None:
-        self.features, self.streams = Stored(), known.get(block.stream, Stored())
+        self.features, self.streams = Stored(), Stored()
         names = [features for _, features in block.ends]
-        computed = [block.stream] if block.stream and block.stream not in known else []
-        engine = session(between(model, known.keys(), [*names, *computed]), cores())
-        needed = {entry.name: known[entry.name] for entry in engine.get_inputs()}
-        for feed in zip(*needed.values(), strict=True):
-            found = engine.run(None, {name: widened(batch) for name, batch in zip(needed, feed, strict=True)})
-            self.features.append(narrowed(np.concatenate(found[: len(names)], 1)))
-            if computed and isinstance(self.streams, Stored):
-                self.streams.append(narrowed(found[-1]))
+        wanted = sorted({*names, block.stream} - known.keys() - {""})
+        engine = session(between(model, known.keys(), wanted), cores())
+        inputs = [entry.name for entry in engine.get_inputs()]
+        for batches in zip(*known.values(), strict=True):
+            values = {name: widened(batch) for name, batch in zip(known, batches, strict=True)}
+            values |= zip(wanted, engine.run(wanted, {name: values[name] for name in inputs}), strict=True)
+            self.features.append(narrowed(np.concatenate([values[name] for name in names], 1)))
+            if block.stream:
+                self.streams.append(narrowed(values[block.stream]))
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         for place, features in enumerate(self.features):
-            yield widened(features), widened(self.streams[place]) if len(self.streams) else np.zeros(1, np.float32)
+            yield widened(features), widened(self.streams[place]) if self.streams else np.zeros(1, np.float32)
 
     def sums(self, weight: Array, bias: Array) -> Stored:
         """The block's sums with this weight `[O, I]` and bias `[O]`."""
@@ -242,7 +240,9 @@ class Inputs:
         return found
 
 
-def solve(inputs: Inputs, wanted: Sequence[Array], weight: Array, bias: Array) -> tuple[Array, Array]:
+def solve(
+    inputs: Iterable[tuple[Array, Array]], wanted: Sequence[Array], weight: Array, bias: Array
+) -> tuple[Array, Array]:
     """Weight `[O, I]` and bias `[O]`, float32, with the least squared error of stream + weight features + bias; those
     given are kept where the features do not say otherwise (ridge regression of the change)."""
     square, cross, count = np.zeros(()), np.zeros(()), 0
@@ -292,29 +292,27 @@ def drop(model: ModelProto, tensor: str, other: str) -> None:
     if tensor != other:
         for node in model.graph.node:
             rename(node.input, {tensor: other})
-    keep(model, {output.name for output in model.graph.output})
+    kept = needed(model, [output.name for output in model.graph.output])
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
-def keep(model: ModelProto, wanted: Set[str], given: Set[str] = frozenset()) -> set[str]:
-    """Remove nodes that the wanted tensors, computed from those `given`, do not need; the names of all that is read."""
+def needed(model: ModelProto, wanted: Iterable[str], given: Set[str] = frozenset()) -> list[NodeProto]:
+    """The nodes that compute the wanted tensors where some are given, in order."""
     kept, read = list[NodeProto](), set(wanted)
     for node in reversed(model.graph.node):
         if not read.isdisjoint(node.output) and given.isdisjoint(node.output):
             kept.append(node)
             read.update(node.input)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    return read
+    return kept[::-1]
 
 
 def between(model: ModelProto, given: Set[str], wanted: Sequence[str]) -> ModelProto:
     """The part of a network that computes some tensors from others and, where those do not suffice, its input."""
-    part = ModelProto()
-    part.CopyFrom(model)
-    read = keep(part, set(wanted), given)
-    source = model.graph.input[0]
+    nodes, source = needed(model, wanted, given), model.graph.input[0]
+    read = {name for node in nodes for name in node.input}
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sorted(given - {source.name})]
     inputs = [entry for entry in (source, *inputs) if entry.name in read]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted]
-    weights = [tensor for tensor in part.graph.initializer if tensor.name in read]
-    return like(model, helper.make_graph(part.graph.node, "part", inputs, outputs, weights))
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    return like(model, helper.make_graph(nodes, "part", inputs, outputs, weights))

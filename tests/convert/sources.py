@@ -133,11 +133,11 @@ def parted(keras: Any, **_: Any) -> Any:
 
 
 def deep(keras: Any, *, small: float = 0.02, **_: Any) -> Any:
-    """Four pre-activation residual blocks, three of them with a small branch."""
+    """Five pre-activation residual blocks, three of them, in two runs, with a small branch."""
     layers = keras.layers
     entry = keras.Input((SIZE, SIZE, 3))
     x = layers.Conv2D(8, 3, strides=2, padding="same")(entry)
-    for size in (1.0, small, small, small):
+    for size in (1.0, small, small, 1.0, small):
         y = layers.Activation("relu")(layers.BatchNormalization()(x))
         y = layers.Conv2D(6, 3, padding="same", activation="relu")(y)
         y = layers.Conv2D(8, 1, kernel_initializer=keras.initializers.RandomNormal(0, size / 2))(y)

@@ -101,8 +101,8 @@ def test_weights_have_the_bits_asked_for(mark: str, saved: Path, convert: Conver
 def test_small_residual_blocks_are_merged_where_that_is_asked_for(keras: Any, convert: Convert, tmp_path: Path) -> None:
     source = save_keras(sources.trained(keras, sources.deep), tmp_path)
     outcome = convert(source, "--merge-blocks")
-    assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 4, "merged": 2}
-    assert "Of 4 residual blocks 2 were merged into others" in (outcome.package / "MODEL_CARD.md").read_text()
+    assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 5, "merged": 3}
+    assert "Of 5 residual blocks 3 were merged into others" in (outcome.package / "MODEL_CARD.md").read_text()
     outcome = convert(source, "--replace")
     assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 0, "merged": 0}
     assert "residual" not in (outcome.package / "MODEL_CARD.md").read_text()

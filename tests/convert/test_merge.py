@@ -164,6 +164,18 @@ def test_blocks_behind_the_merged_ones_are_fitted_to_their_errors() -> None:
     assert error(fitted, model) < 0.9 * error(alone, model)
 
 
+def test_weights_that_no_feature_speaks_of_are_kept() -> None:
+    features = normal(16, FEATURES, 3, 3)
+    features[:, 2] = 0
+    stream, weight, bias = normal(16, CHANNELS, 3, 3, seed=1), normal(CHANNELS, FEATURES, seed=2), normal(CHANNELS)
+    true, shift = normal(CHANNELS, FEATURES, seed=3), normal(CHANNELS, seed=4)
+    target = stream + np.einsum("oi,nihw->nohw", true, features) + shift[:, None, None]
+    found, added = merge.solve([(features, stream)], [target], weight, bias)
+    assert np.allclose(found[:, 2], weight[:, 2])
+    assert np.allclose(np.delete(found, 2, 1), np.delete(true, 2, 1), atol=2e-3)
+    assert np.allclose(added, shift, atol=2e-3)
+
+
 def depths(tried: list[int], accepted_at: int) -> Callable[[ModelProto], bool]:
     """Accepts the network tried at this place, and notes the blocks of all."""
 
