@@ -25,14 +25,16 @@ UNSAFE_OPS = {
     "WholeFileReader", "WholeFileReaderV2", "WriteAudioSummary", "WriteFile", "WriteGraphSummary",
     "WriteHistogramSummary", "WriteImageSummary", "WriteRawProtoSummary", "WriteScalarSummary", "WriteSummary",
 }  # fmt: skip
-SAVER_OPS = {"DTensorRestoreV2", "MergeV2Checkpoints", "RestoreV2", "SaveV2"}  # in every SavedModel, for its variables
+WRITING_OPS = {"MergeV2Checkpoints", "SaveV2"}
+SAVER_OPS = {"DTensorRestoreV2", "RestoreV2"} | WRITING_OPS  # in every SavedModel, for its variables
 
 
 def refuse_unsafe_ops(path: Path) -> None:
     """Read the graph of a SavedModel without loading it.
 
     Raises:
-        ConvertError: it holds an unsafe operation, or what it serves or runs when loaded uses the saver's.
+        ConvertError: it holds an unsafe operation, what it serves or runs when loaded uses the saver's, or what reads
+            its variables writes.
     """
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415  takes seconds: not before it is needed
 
@@ -41,8 +43,10 @@ def refuse_unsafe_ops(path: Path) -> None:
         functions = {function.signature.name: function.node_def for function in meta.graph_def.library.function}
         for node in (*meta.graph_def.node, *(node for body in functions.values() for node in body)):
             refuse(path, node, UNSAFE_OPS)
-        for node in reached(served(meta), functions, meta.object_graph_def.concrete_functions):
+        for node in reached(needed(meta, served(meta)), functions, meta.object_graph_def.concrete_functions):
             refuse(path, node, SAVER_OPS)
+        for node in reached(needed(meta, [meta.saver_def.restore_op_name]), functions, []):
+            refuse(path, node, WRITING_OPS)
 
 
 def refuse(path: Path, node: Any, unsafe: set[str]) -> None:
@@ -54,12 +58,16 @@ def refuse(path: Path, node: Any, unsafe: set[str]) -> None:
         )
 
 
-def served(meta: Any) -> list[Any]:
-    """The nodes outside of functions that signatures and start-up operations need."""
+def served(meta: Any) -> list[str]:
+    """Names of the results of signatures and of start-up operations."""
+    names = [tensor.name for signature in meta.signature_def.values() for tensor in signature.outputs.values()]
+    return names + [name for collection in meta.collection_def.values() for name in collection.node_list.value]
+
+
+def needed(meta: Any, names: Iterable[str]) -> list[Any]:
+    """The nodes outside of functions that lead to these nodes or tensors."""
     nodes = {node.name: node for node in meta.graph_def.node}
-    waiting = [tensor.name for signature in meta.signature_def.values() for tensor in signature.outputs.values()]
-    waiting += [name for collection in meta.collection_def.values() for name in collection.node_list.value]
-    found = dict[str, Any]()
+    waiting, found = list(names), dict[str, Any]()
     while waiting:
         name = waiting.pop().removeprefix("^").split(":")[0]
         if name in nodes and name not in found:

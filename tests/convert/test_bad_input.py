@@ -310,6 +310,20 @@ def test_a_saved_model_that_writes_or_reads_files_when_it_answers(
     assert f"({operation})" in line
 
 
+def test_a_saved_model_that_writes_files_where_it_should_read_its_variables(
+    keras: Any, refused: Refused, tmp_path: Path
+) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
+
+    folder = tmp_path / "restoring"
+    sources.functional(keras).export(folder, verbose=False)
+    stored = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    saver = stored.meta_graphs[0].saver_def
+    saver.restore_op_name = saver.save_tensor_name.split(":")[0]
+    (folder / "saved_model.pb").write_bytes(stored.SerializeToString())
+    assert "(SaveV2) reaches files" in refused(folder)
+
+
 def test_operations_that_are_refused_are_those_that_tensorflow_has() -> None:
     from tensorflow.python.framework import op_def_registry  # noqa: PLC0415
 
