@@ -29,12 +29,13 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy convert service perf
 	$(BIN)/lint-imports
 
-# The packages of this repository again, from a folder of Keras files and one of photos, NAME:CALIBRATION-PHOTOS.
+# The packages of this repository again, from a folder of Keras files and one of photos: name, photos to calibrate on,
+# percent of answers that must stay.
 LABELS ?= docs/food11-labels.txt
 models: .venv/dev.stamp
-	for model in mobilenet_v2:512 resnet101_v2:512 previous:1024; do name=$${model%:*}; \
-	  $(BIN)/python -m convert $(MODELS)/$$name.keras --name $$name --images $(IMAGES) --labels $(LABELS) \
-	    --calibration $${model#*:} --gate-drop 0.3 --replace || exit; \
+	set -e; for model in "mobilenet_v2 512 97" "resnet101_v2 512 98" "previous 1024 97"; do set -- $$model; \
+	  $(BIN)/python -m convert $(MODELS)/$$1.keras --name $$1 --images $(IMAGES) --labels $(LABELS) \
+	    --calibration $$2 --gate-agreement $$3 --gate-drop 0.3 --replace; \
 	done
 
 # Exact pins with hashes for every supported Python and platform at once, without addresses.

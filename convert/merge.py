@@ -23,7 +23,7 @@ from service.cpu import cores
 
 SMALL = 0.01  # of the variance of its sum: a branch that may be merged
 SIZE = 3  # blocks that become one, at most
-FITTED = 256  # photos that convolutions are fitted on
+FITTED = 512  # photos that convolutions are fitted on
 MEASURED = 48  # photos that branches are measured on
 DAMPING = 1e-4  # of the mean square of the features
 
