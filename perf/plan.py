@@ -1,17 +1,18 @@
 """Capacity beyond this machine: measured service times in a queueing simulation say what a rate needs and costs.
 
 The demand of a model is the CPU time its `single` stack used a request; how it differs from photo to photo, and by how
-much it varies, comes from the same stack's idle answers. The model is checked against every measured cell.
+much it varies, comes from the same stack's idle answers. What its answers at a constant rate took beyond the simulation
+(the machine's own stalls) is added to every simulated answer by rank. The model is checked against every measured cell.
 """
 
-from dataclasses import dataclass
-from math import ceil, floor
+from dataclasses import dataclass, replace
+from math import ceil, floor, nan
 from typing import Any
 
 import numpy as np
 
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
-from perf.summary import SPREAD, Cell, slower
+from perf.summary import CURVE, SPREAD, Cell, slower
 
 REQUESTS = 20_000  # simulated for one answer
 CHECKED = 5_000  # simulated to check one cell
@@ -31,6 +32,7 @@ class Service:
     spread: list[float]  # quantiles (SPREAD) of a request's time over its photo's mean
     idle_s: float  # answer time with nothing else running
     idle_demand_s: float  # CPU time of those answers: the machine may have been faster or slower than under load
+    late_s: list[float]  # percentiles (CURVE) of answers at a constant rate, less the simulated ones
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,26 @@ class Need:
 
 @dataclass(frozen=True)
 class Check:
-    """A measured figure beside the simulated one."""
+    """A measured figure beside the simulated one; `low` and `high` are the measured figure's 95 % interval."""
 
     name: str  # stack and model
     figure: str
     measured: float
     simulated: float
+    low: float = nan
+    high: float = nan
 
     @property
     def error(self) -> float:
         return self.simulated / self.measured - 1
 
+    @property
+    def within(self) -> bool:
+        return abs(self.error) <= CLOSE or self.low <= self.simulated <= self.high
 
-def service(cell: Cell) -> Service | None:
-    """The service times a measured cell shows; None where it has too little."""
+
+def service(cell: Cell, cpus: float) -> Service | None:
+    """The service times that a measured cell of one replica with a CPU limit shows; None where it has too little."""
     if not cell.use or not cell.idle or not cell.use.cpu_s_per_1000:
         return None
     demand = cell.use.cpu_s_per_1000 / 1000
@@ -70,7 +78,12 @@ def service(cell: Cell) -> Service | None:
     mean = float(np.mean(list(idle_s.values())))
     photos = {name: max(0.2 * demand, demand + seconds - mean) for name, seconds in idle_s.items()}
     spread = np.mean([photo["spread"] for photo in cell.idle.values()], axis=0).tolist()
-    return Service(demand, photos, spread, mean, cell.idle_cpu_s or demand)
+    one = Service(demand, photos, spread, mean, cell.idle_cpu_s or demand, [0.0] * len(CURVE))
+    if (timed := cell.latency.get("rate")) and timed.kept_up:
+        made = _constant(one, cell, cell, replicas(1, cpus), cpus)
+        beyond = np.array([ms for _, ms in timed.curve]) / 1000 - np.percentile(made, CURVE)
+        one = replace(one, late_s=np.maximum(0, beyond).tolist())
+    return one
 
 
 def demands(one: Service, n: int, mix: dict[str, float] | None, rng: np.random.Generator) -> Floats:
@@ -115,16 +128,16 @@ def need(
     first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * cpus)))
 
     def outcome(number: int) -> Outcome:
-        return open_loop(arrivals, work, fixed, replicas(number, cpus))
+        made = open_loop(arrivals, work, fixed, replicas(number, cpus))
+        return made._replace(latency_s=_late(made.latency_s[WARM:], one))
 
     def enough(number: int) -> bool:
-        return float(np.percentile(outcome(number).latency_s[WARM:], 99)) * 1000 <= max_p99_ms
+        return outcome(number).percentile_ms(99) <= max_p99_ms
 
     number = smallest(enough, first, min(MOST_REPLICAS, first * 8 + 8))
     if number is None:
         return None
     made = outcome(number)
-    late = made._replace(latency_s=made.latency_s[WARM:])
     hour = number * cpus * price
     busy = rate * float(work.mean()) / (number * cpus)
     return Need(
@@ -132,8 +145,8 @@ def need(
         number,
         number * cpus,
         busy,
-        late.percentile_ms(50),
-        late.percentile_ms(99),
+        made.percentile_ms(50),
+        made.percentile_ms(99),
         hour,
         hour / (rate * 3600) * 1e6,
     )
@@ -148,6 +161,21 @@ def _fixed(one: Service, cpus: float) -> float:
     return max(0.0, one.idle_s - float(service_s))
 
 
+def _constant(one: Service, cell: Cell, single: Cell, target: Replicas, cpus: float) -> Floats:
+    """Simulated seconds of a cell's answers at its constant rate, with the service times of `single`."""
+    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single, "rate")
+    return _late(
+        open_loop(np.arange(CHECKED) / cell.latency["rate"].offered, work, _fixed(one, cpus), target).latency_s, one
+    )
+
+
+def _late(latency_s: Floats, one: Service) -> Floats:
+    """Simulated answers, each as much later as the measured one of its rank was."""
+    ranks = 100 * (latency_s.argsort().argsort() + 0.5) / len(latency_s)
+    later: Floats = latency_s + np.interp(ranks, CURVE, one.late_s)
+    return later
+
+
 def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
     """Every valid cell of ours against the simulation, with the service times of its model's `single` stack, brought to
     the machine's speed during the cell."""
@@ -157,22 +185,27 @@ def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
 
 
 def _check_cell(run: dict[str, Any], cell: Cell, single: Cell) -> list[Check]:
-    use, columns, one = cell.use, cell.columns, service(single)
+    cpus = run["options"]["cpus"]
+    use, columns, one = cell.use, cell.columns, service(single, cpus)
     if not one or not use or not columns or abs(use.replicas - round(use.replicas)) > MOVED:
         return []
-    rng, name, cpus = np.random.default_rng(0), f"{cell.stack} {cell.model}", run["options"]["cpus"]
+    name = f"{cell.stack} {cell.model}"
     number = max(1, round(use.replicas))
     # on one machine the generator and other programs take their part of the cores
     left = run["machine"]["cores"] * (1 - use.other) - use.generator_cores
     target = replicas(number, cpus)
     target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
-    fixed, work = _fixed(one, cpus), demands(one, CHECKED, None, rng)
-    closed = closed_loop(run["options"]["users"], work * slower(cell, single), fixed, target)
+    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
+    closed = closed_loop(run["options"]["users"], work, _fixed(one, cpus), target)
     found = [
         Check(name, "closed loop, answers/s", columns.rate, closed.rate),
         Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
     ]
-    if (timed := cell.latency.get("rate")) and timed.kept_up:
-        made = open_loop(np.arange(CHECKED) / timed.offered, work * slower(cell, single, "rate"), fixed, target)
-        found.append(Check(name, "constant rate, mean ms", timed.mean, 1000 * float(made.latency_s.mean())))
+    timed = cell.latency.get("rate")
+    if timed and timed.kept_up and cell is not single:  # whose answers at the constant rate the model is made from
+        made, p99 = 1000 * _constant(one, cell, single, target, cpus), timed.p99
+        found += [
+            Check(name, "constant rate, mean ms", timed.mean, float(made.mean())),
+            Check(name, "constant rate, p99 ms", p99.value, float(np.percentile(made, 99)), p99.low, p99.high),
+        ]
     return found

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from perf import results
-from perf.plan import CLOSE, Service, check, demands, need, service
-from perf.summary import SPREAD
+from perf.plan import CLOSE, Check, Service, check, demands, need, service
+from perf.summary import CURVE, SPREAD
 
 ONE = Service(
     demand_s=0.010,
@@ -15,6 +15,7 @@ ONE = Service(
     spread=[1.0] * len(SPREAD),
     idle_s=0.020,
     idle_demand_s=0.010,
+    late_s=[0.0] * len(CURVE),
 )
 
 
@@ -53,7 +54,7 @@ def test_drawn_work_has_the_measured_mean_and_spread() -> None:
 
 def test_service_times_come_from_cpu_and_idle_answers(finished: Path) -> None:
     _, cells = results.read(finished)
-    one = service(next(c for c in cells if (c.stack, c.model) == ("single", "mobilenet_v2")))
+    one = service(next(c for c in cells if (c.stack, c.model) == ("single", "mobilenet_v2")), 0.5)
     assert one is not None
     assert one.demand_s == pytest.approx(0.0055, rel=0.05)  # 11 s at half a core for 1,000 answers
     assert set(one.photos) == {"a.jpg", "b.jpg"}
@@ -75,6 +76,28 @@ def test_an_idle_answer_of_a_slower_machine_is_not_taken_for_a_wait(finished: Pa
     assert {c.idle_cpu_s for c in cells if c.stack == "single"} == {
         11 * 0.5 / 40
     }  # the fixture's counters and requests
+
+
+def test_stalls_that_one_replica_met_are_in_every_plan() -> None:
+    stalls = [0.0 if percentile < 98 else 0.030 for percentile in CURVE]
+    without, made = planned(), planned(one=replace(ONE, late_s=stalls))
+    assert made.p50_ms == pytest.approx(without.p50_ms)
+    assert made.p99_ms - without.p99_ms == pytest.approx(30, abs=3)
+    assert planned(max_p99_ms=50, one=replace(ONE, late_s=stalls)) is None  # 14 ms of work, 10 ms of way, 30 ms late
+
+
+def test_the_tail_of_several_replicas_is_checked_and_that_of_one_is_what_the_model_is_made_from(finished: Path) -> None:
+    run, cells = results.read(finished)
+    tails = {c.name.split()[0]: c for c in check(run, cells) if c.figure == "constant rate, p99 ms"}
+    assert tails.keys() == {"balanced", "scaled"}
+    measured = {f"{c.stack} {c.model}": c.latency["rate"].p99 for c in cells if c.latency.get("rate")}
+    assert all((tail.low, tail.high) == (measured[tail.name].low, measured[tail.name].high) for tail in tails.values())
+
+
+def test_a_simulated_figure_is_trusted_near_the_measured_one_or_within_its_noise() -> None:
+    assert Check("single m", "mean", 100.0, 110.0).within
+    assert not Check("single m", "mean", 100.0, 120.0).within
+    assert Check("single m", "p99", 100.0, 120.0, low=80.0, high=125.0).within
 
 
 def test_replicas_that_came_and_went_are_not_simulated(finished: Path) -> None:
