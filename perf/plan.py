@@ -179,17 +179,16 @@ def _late(latency_s: Floats, one: Service) -> Floats:
 def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
     """Every valid cell of ours against the simulation, with the service times of its model's `single` stack, brought to
     the machine's speed during the cell."""
-    singles = {c.model: c for c in cells if c.stack == "single" and not c.reasons}
-    measured = [c for c in cells if c.stack != "plain" and c.model in singles and not c.reasons]
-    return [check for cell in measured for check in _check_cell(run, cell, singles[cell.model])]
+    valid, cpus = [c for c in cells if c.stack != "plain" and not c.reasons], run["options"]["cpus"]
+    made = {c.model: (c, one) for c in valid if c.stack == "single" and (one := service(c, cpus))}
+    return [check for cell in valid if cell.model in made for check in _check_cell(run, cell, *made[cell.model])]
 
 
-def _check_cell(run: dict[str, Any], cell: Cell, single: Cell) -> list[Check]:
-    cpus = run["options"]["cpus"]
-    use, columns, one = cell.use, cell.columns, service(single, cpus)
-    if not one or not use or not columns or abs(use.replicas - round(use.replicas)) > MOVED:
+def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> list[Check]:
+    use, columns = cell.use, cell.columns
+    if not use or not columns or abs(use.replicas - round(use.replicas)) > MOVED:
         return []
-    name = f"{cell.stack} {cell.model}"
+    name, cpus = f"{cell.stack} {cell.model}", run["options"]["cpus"]
     number = max(1, round(use.replicas))
     # on one machine the generator and other programs take their part of the cores
     left = run["machine"]["cores"] * (1 - use.other) - use.generator_cores
