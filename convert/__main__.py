@@ -51,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--crop", choices=["none", "center"], default="none", help="none squeezes the whole photo (default)")
     add("--weight-bits", type=int, choices=[7, 8], default=7, help="8 only where all CPUs have VNNI (default: 7)")
-    add("--merge-blocks", dest="merge", action="store_true", help="merge residual blocks that change little")
     add("--calibration", type=calibration, default=512, help="photos to calibrate on (default: 512)")
     add("--gate-drop", type=percent, default=0.5, help="top-1 points that may be lost (default: 0.5)")
     add("--gate-agreement", type=percent, default=97.0, help="percent of answers equal to float's (default: 97)")

@@ -73,7 +73,7 @@ def compare(options: Options, progress: Progress) -> str:
             ours = work / f"ours{bits}"
             ours.mkdir()
             (ours / "float.onnx").write_bytes((work / "float.onnx").read_bytes())
-            candidate, *_ = pipeline.quantise(replace(options, weight_bits=bits), contract, found, ours, progress)
+            candidate, _ = pipeline.quantise(replace(options, weight_bits=bits), contract, found, ours, progress)
             models[f"ours, {bits} bits"] = candidate.path
         return table(rows(models, contract, found, progress))
 

@@ -102,13 +102,7 @@ def quantisation_lines(report: Mapping[str, Any]) -> list[str]:
     if not recipe:
         return ["- Kept in float32."]
     kept = f"{len(recipe['kept_float'])} tensors kept float" if recipe["kept_float"] else "no tensor kept float"
-    depth = recipe.get("residual_blocks", {"merged": 0})
-    merged = (
-        f"- Of {depth['blocks']} residual blocks {depth['merged']} were merged into others, which were fitted by least"
-        " squares to the float network's own tensors on calibration photos."
-    )
     return [
-        *([merged] if depth["merged"] else []),
         f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), {recipe['weight_bits']}-bit weights per channel,"
         f" rounded by least squares with bias correction; {kept}.",
         f"- Calibrated on {report['photos']['calibration']} photos, tuned on {report['photos']['tuning']};"

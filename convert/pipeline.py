@@ -17,7 +17,6 @@ from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_space, export
-from convert.merge import Depth
 from convert.optimise import prepare
 from convert.photos import Photos
 from convert.progress import Progress
@@ -51,7 +50,6 @@ class Options:
     resize: str = "bicubic"
     crop: str = "none"
     weight_bits: int = 7
-    merge: bool = False
     calibration: int = 512
     gate: Gate = field(default_factory=Gate)
     trust_source: bool = False
@@ -70,13 +68,13 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sous-") as folder, package.staged(target) as stage:
         work = Path(folder)
         source, contract, found, parity = load(options, work / "float.onnx", progress)
-        candidate, effects, depth = quantise(options, contract, found, work, progress)
+        candidate, effects = quantise(options, contract, found, work, progress)
         paths = (work / "float.onnx", candidate.path)
         kept = len(candidate.recipe.keep_float)
-        evidence = evaluate(options, contract, found, paths, kept_float=kept, merged=depth.merged, progress=progress)
+        evidence = evaluate(options, contract, found, paths, kept_float=kept, progress=progress)
         report = describe(options, source, contract, found) | evidence | {"parity": parity}
         if report["verdict"] != "keep float":
-            report["quantisation"] = recipe_of(candidate, effects, depth)
+            report["quantisation"] = recipe_of(candidate, effects)
         return write(report, work, stage, candidate)
 
 
@@ -119,7 +117,7 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
 
 def quantise(
     options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
-) -> tuple[Candidate, list[Effect], Depth]:
+) -> tuple[Candidate, list[Effect]]:
     """Search for the cheapest recipe inside the gate, on calibration and tuning photos only.
 
     Raises:
@@ -139,30 +137,22 @@ def quantise(
 
 def search(
     options: Options, contract: Contract, found: Photos, work: Path, progress: Progress
-) -> tuple[Candidate, list[Effect], Depth]:
+) -> tuple[Candidate, list[Effect]]:
     """Rewrite the float graph, then try recipes."""
     folded = prepare(onnx.load(work / "float.onnx"))
     pixels = list(photos.batches(found.calibration, contract))
+    for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
+        with progress.stage(what, len(pixels)) as tick:
+            rewrite(folded.model, pixels, folded.entry, tick)
     tuning = found.tuning[:TUNING_PHOTOS]
     with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
     recipes = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
-    depth = recipes.shorten() if options.merge else Depth()
-    for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
-        with progress.stage(what, len(pixels)) as tick:
-            rewrite(recipes.folded.model, pixels, folded.entry, tick)
-    return *recipes.run(options.weight_bits), depth
+    return recipes.run(options.weight_bits)
 
 
 def evaluate(
-    options: Options,
-    contract: Contract,
-    found: Photos,
-    paths: Sequence[Path],
-    *,
-    kept_float: int,
-    merged: int,
-    progress: Progress,
+    options: Options, contract: Contract, found: Photos, paths: Sequence[Path], *, kept_float: int, progress: Progress
 ) -> dict[str, Any]:
     """Gate and verdict on the evaluation photos, on the code that serves.
 
@@ -173,7 +163,7 @@ def evaluate(
         answers = verify.answers(paths, found.evaluation, contract, tick)
     score = verify.score(answers[0], answers[1], found.evaluation)
     if missed := options.gate.missed(score):
-        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options, merged)}")
+        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options)}")
     sample = np.concatenate(list(photos.batches(found.tuning[:8], contract)))
     with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
         plan = timing.plan_grid(paths[1], sample, tick)
@@ -219,14 +209,13 @@ def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
         )
 
 
-def advice(options: Options, merged: int) -> str:
-    """What to try after a refusal of a network of which so many blocks were merged."""
-    depth = "all residual blocks (no --merge-blocks), " if merged else ""
+def advice(options: Options) -> str:
+    """What to try after a refusal."""
     more = f"more calibration photos (--calibration, now {options.calibration})"
     other = "8-bit weights on CPUs with VNNI (--weight-bits 8)"
     if options.weight_bits == 8:
         other = "codes that saturate on no CPU (--weight-bits 7)"
-    return f"Try {depth}{more}, {other}, or looser limits (--gate-drop, --gate-agreement)"
+    return f"Try {more}, {other}, or looser limits (--gate-drop, --gate-agreement)"
 
 
 def judge(kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
@@ -272,14 +261,13 @@ def describe(options: Options, source: Source, contract: Contract, found: Photos
     }
 
 
-def recipe_of(candidate: Candidate, effects: Sequence[Effect], depth: Depth) -> dict[str, Any]:
+def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]:
     """How the weights and ranges were made, and what was measured on the way."""
     model = onnx.load(candidate.path)
     recipe = candidate.recipe
     return {
         "clip": ranges.METHOD,
         "weight_bits": recipe.weight_bits,
-        "residual_blocks": asdict(depth),
         "kept_float": sorted(recipe.keep_float),
         "float_steps": float_steps(model),
         "tuning": asdict(candidate.score),

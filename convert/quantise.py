@@ -1,5 +1,5 @@
-"""The search: residual blocks merged as far as that changes few answers, then everything in int8, and while that is not
-safely inside the gate on the tuning photos, ever more tensors kept float, those first whose rounding costs most."""
+"""The search: everything in int8, and while that is not safely inside the gate on the tuning photos, ever more tensors
+kept float, those first whose rounding costs most."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from onnx import ModelProto
 
 from convert import qdq, verify
 from convert.graph import PASSING, constants, pointwise, session, steps
-from convert.merge import FITTED, Depth, shortened
 from convert.optimise import Folded
 from convert.photos import Photo, batches
 from convert.progress import Progress
@@ -22,7 +21,6 @@ from convert.walk import Quantisation, Recipe, walk
 from service.cpu import cores
 from service.image import Contract
 
-MERGE_SHARE = 0.4  # of what the gate allows: what merged blocks may take of it
 SAFETY = 0.5  # points of agreement above the gate: the tuning photos are a sample too
 CANDIDATES = 64  # tensors whose effect on the answers is measured, those with the most noise of their own
 PROBES = 120  # photos a measurement
@@ -64,30 +62,6 @@ class Search:
     folder: Path
     progress: Progress
 
-    def shorten(self) -> Depth:
-        """Merge residual blocks of the float network, as many as leave enough of the gate to rounding."""
-        model, entry = self.folded.model, self.folded.entry
-        pixels = self.pixels[: -(-FITTED // len(self.pixels[0]))]
-        feeds = [entry.dequantise(batch) for batch in pixels] if entry else pixels
-        model, depth = shortened(model, feeds, self.float_error, self.answers_stay, self.progress)
-        self.folded = replace(self.folded, model=model)
-        return depth
-
-    def float_error(self, model: ModelProto) -> float:
-        """Squared difference between a float network's answers and the reference, on the first tuning photos."""
-        path, photos = self.save_float(model), self.tuning[:PROBES]
-        (found,) = verify.answers([path], photos, self.contract, lambda: None)
-        path.unlink()
-        return float(np.square(found - self.reference[: len(photos)]).mean())
-
-    def answers_stay(self, model: ModelProto) -> bool:
-        """Whether a float network gives the tuning photos' answers but for its share of what the gate allows."""
-        most = 100 - MERGE_SHARE * (100 - self.gate.agreement)
-        path = self.save_float(model)
-        score = self.score(path, "merged blocks")
-        path.unlink()
-        return not Gate(MERGE_SHARE * self.gate.drop, most).missed(score)
-
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
         """Of all int8 and ever more tensors float the first candidate safely inside the gate, else the first inside it,
         else the nearest to float; and the measured effects."""
@@ -118,23 +92,14 @@ class Search:
         with self.progress.stage(f"quantise ({kept})", sum(len(step.outputs) for step in steps(model))) as tick:
             quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
         path = self.save(carry(qdq.write(model, quantisation)))
-        return Candidate(path, recipe, quantisation, self.score(path, kept))
-
-    def score(self, path: Path, what: str) -> Score:
-        """Answers to the tuning photos against those of the float model."""
         with self.progress.stage("score on tuning photos", -(-len(self.tuning) // 8)) as tick:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)
         score = verify.score(self.reference, found, self.tuning)
         self.progress.note(
-            f"{what}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points,"
+            f"{kept}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points,"
             f" mean |dp| {score.mean_dp:.5f}"
         )
-        return score
-
-    def save_float(self, model: ModelProto) -> Path:
-        """Write a prepared network, of which nothing is rounded but the pixels, as a model that takes them."""
-        entry = {model.graph.input[0].name: self.folded.entry} if self.folded.entry else {}
-        return self.save(qdq.write(model, Quantisation(ranges=entry)))
+        return Candidate(path, recipe, quantisation, score)
 
     def save(self, model: ModelProto) -> Path:
         """Write a model under a new name."""

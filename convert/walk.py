@@ -84,16 +84,6 @@ class Stored(Sequence[Array]):
         return batch
 
 
-def narrowed(values: Array) -> Array:
-    """Values as they are stored: float16, where that does not overflow."""
-    return values.astype(np.float16) if np.abs(values).max(initial=0) < FLOAT16_SAFE else values
-
-
-def widened(stored: Array) -> Array:
-    """Stored values as float32; what is no float16 as it is."""
-    return stored.astype(np.float32) if stored.dtype == np.float16 else stored
-
-
 @dataclass
 class Live:
     """One tensor in both networks, stored in batches; `actual` are codes where it has a range."""

@@ -132,20 +132,6 @@ def parted(keras: Any, **_: Any) -> Any:
     return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
 
 
-def deep(keras: Any, *, small: float = 0.02, **_: Any) -> Any:
-    """Five pre-activation residual blocks, three of them, in two runs, with a small branch."""
-    layers = keras.layers
-    entry = keras.Input((SIZE, SIZE, 3))
-    x = layers.Conv2D(8, 3, strides=2, padding="same")(entry)
-    for size in (1.0, small, small, 1.0, small):
-        y = layers.Activation("relu")(layers.BatchNormalization()(x))
-        y = layers.Conv2D(6, 3, padding="same", activation="relu")(y)
-        y = layers.Conv2D(8, 1, kernel_initializer=keras.initializers.RandomNormal(0, size / 2))(y)
-        x = layers.Add()([x, y])
-    x = layers.GlobalAveragePooling2D()(layers.Activation("relu")(layers.BatchNormalization()(x)))
-    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
-
-
 def varied(keras: Any, **_: Any) -> Any:
     """What newer image classifiers are made of: mean and variance a colour, padding, Concat, squeeze and excite, swish,
     grouped and dilated convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a hidden layer."""

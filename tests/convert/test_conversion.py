@@ -63,7 +63,6 @@ CASES = {
     "reversed colours": (sources.reversed_colours, save_keras, {}),
     "varied": (sources.varied, save_keras, {}),
     "parted": (sources.parted, save_keras, {}),
-    "deep": (sources.deep, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
 }
 
@@ -95,17 +94,6 @@ def test_weights_have_the_bits_asked_for(mark: str, saved: Path, convert: Conver
     # without VNNI 8-bit weights saturate: that is what the gate is for, not this test
     outcome = convert(saved, "--weight-bits", mark[0], "--gate-agreement", "50", "--gate-drop", "50")
     assert (outcome.status, outcome.report["quantisation"]["weight_bits"]) == (0, int(mark[0]))
-
-
-@pytest.mark.usefixtures("always_int8")
-def test_small_residual_blocks_are_merged_where_that_is_asked_for(keras: Any, convert: Convert, tmp_path: Path) -> None:
-    source = save_keras(sources.trained(keras, sources.deep), tmp_path)
-    outcome = convert(source, "--merge-blocks")
-    assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 5, "merged": 3}
-    assert "Of 5 residual blocks 3 were merged into others" in (outcome.package / "MODEL_CARD.md").read_text()
-    outcome = convert(source, "--replace")
-    assert outcome.report["quantisation"]["residual_blocks"] == {"blocks": 0, "merged": 0}
-    assert "residual" not in (outcome.package / "MODEL_CARD.md").read_text()
 
 
 def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(

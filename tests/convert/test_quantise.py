@@ -5,22 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from convert import quantise
-from convert.merge import Depth
 from convert.optimise import Folded
-from convert.photos import Photo
 from convert.progress import Progress
 from convert.quantise import Candidate, Effect, Search, measure, rounded_alone
 from convert.ranges import Range
 from convert.verify import Gate, Score
 from convert.walk import Quantisation, Recipe
 from service.image import Contract
-from tests.convert.graphs import pictures, run
+from tests.convert.graphs import run
 from tests.convert.test_walk import ENTRY, batches, quantised
-
-QUIET = Progress(quiet=True)
 
 
 def test_the_tensor_whose_rounding_changes_the_answers_most_comes_first() -> None:
@@ -38,44 +33,6 @@ def test_nothing_but_the_named_tensor_is_rounded() -> None:
     exact = run(model, ENTRY.dequantise(np.concatenate(batches())))[0]
     assert np.abs(rounded_alone(model, found, "", batches()) - exact).max() < 1e-5
     assert np.abs(rounded_alone(model, found, "r1", batches()) - exact).max() > 1e-4
-
-
-def test_the_error_of_a_float_network_is_that_of_its_answers_to_tuning_photos(tmp_path: Path) -> None:
-    model, images = quantised(Recipe())[0], pictures(4, 12)
-    for place, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / f"{place}.png")
-    photos = [Photo(tmp_path / f"{place}.png", None) for place in range(4)]
-    reference = run(model, ENTRY.dequantise(images))[0] + np.float32(0.1)
-    found = Search(Folded(model, ENTRY), [], photos, reference, Contract(12, 12), Gate(), tmp_path, QUIET)
-    assert found.float_error(model) == pytest.approx(0.01, rel=1e-3)
-
-
-class Judged(Search):
-    """A search whose models all have a given agreement."""
-
-    agreement: float = 0.0
-    lost: float = 0.0
-
-    def score(self, path: Path, what: str) -> Score:
-        assert path.is_file(), what
-        return Score(100, self.agreement, 0.1, 0.01, 60.0, 60.0 - self.lost)
-
-
-@pytest.mark.parametrize(
-    ("agreement", "lost", "gate", "stay"),
-    [(98.9, 0.1, 97, True), (98.7, 0.1, 97, False), (98.9, 0.1, 98, False), (98.9, 0.25, 97, False)],
-)
-def test_merged_blocks_may_take_a_share_of_what_the_gate_allows(
-    agreement: float, lost: float, gate: float, stay: bool, tmp_path: Path
-) -> None:
-    folded, reference = Folded(quantised(Recipe())[0], ENTRY), np.zeros((0, 5), np.float32)
-    limits = Gate(agreement=gate)
-    search = Judged(folded, batches(), [], reference, Contract(12, 12), limits, tmp_path, QUIET)
-    search.agreement, search.lost = agreement, lost
-    assert search.answers_stay(folded.model) is stay
-    assert not list(tmp_path.iterdir())
-    assert search.shorten() == Depth(1, 0)  # a single block has none to be merged into
-    assert search.folded.model is folded.model
 
 
 # ---- the search, with agreements given for none, one and two tensors kept float; the gate is 97 %, safe is 97.5 %
@@ -102,7 +59,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, *agreements: float) -> tuple[Candi
 
     monkeypatch.setattr(quantise, "measure", stub)
     folded, reference = Folded(quantised(Recipe())[0], ENTRY), np.zeros((0, 5), np.float32)
-    search = Stubbed(folded, [], [], reference, Contract(12, 12), Gate(), Path(), QUIET)
+    search = Stubbed(folded, [], [], reference, Contract(12, 12), Gate(), Path(), Progress(quiet=True))
     search.agreements = agreements
     chosen, effects = search.run(7)
     assert effects in ([], found)
