@@ -15,9 +15,9 @@ from litestar.datastructures import State
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from service import loading
 from service.classifier import Classifier
 from service.model import PackageError
+from service.repository import open_repository
 from service.routes import problem_response
 from service.routes.operations import live, model, models, prometheus, ready
 from service.routes.page import page
@@ -69,7 +69,7 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
 async def load(state: State) -> None:
     """Ready, or the end of the process: a service without one of its models is not the service that was asked for."""
     try:
-        repository = await asyncio.to_thread(loading.repository, state.settings)
+        repository = await asyncio.to_thread(open_repository, state.settings)
     except Exception as error:
         log.critical("%s", error, exc_info=not isinstance(error, PackageError))
         os._exit(CANNOT_SERVE)  # nothing is in flight; SystemExit would end in tracebacks of every layer above

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from service import cpu, loading
+from service import cpu
 from service.settings import read_settings
 
 _settings = read_settings()
@@ -30,10 +30,9 @@ def on_starting(_: Any) -> None:
 
 
 def post_fork(server: Any, _: Any) -> None:
-    """The workers share the cores, and begin to load."""
+    """The workers share the cores."""
     if not _settings.cores:
         os.environ["SOUS_CORES"] = str(max(1, cpu.cores() // server.cfg.workers))
-    loading.begin(read_settings())
 
 
 def worker_int(worker: Any) -> None:
