@@ -195,11 +195,11 @@ def _most_accurate(open_: list[Candidate]) -> Choice:
         change.append(
             f"if throughput matters beside accuracy: {faster.name}, {faster.rate:.0f}/s at {faster.cost:.2f} a million"
         )
-    if lower := sorted((c for c in open_ if c not in same), key=lambda c: (-c.accuracy, c.cost)):
-        other, points = lower[0], 100 * (best.accuracy - lower[0].accuracy)
+    if cheaper := [c for c in open_ if c not in same and c.cost < best.cost]:
+        other = min(cheaper, key=lambda c: (-c.accuracy, c.cost))
         change.append(
-            f"{other.name} has {points:.1f} points less, at x {other.rate / best.rate:.1f} the rate and x "
-            f"{other.cost / best.cost:.1f} the cost"
+            f"{other.name} has {100 * (best.accuracy - other.accuracy):.1f} points less, at x "
+            f"{other.rate / best.rate:.2f} the rate and x {other.cost / best.cost:.2f} the cost"
         )
     return Choice("highest accuracy", best, reasons, change)
 

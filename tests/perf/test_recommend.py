@@ -130,6 +130,12 @@ def test_equal_accuracy_goes_to_the_cheapest() -> None:
     assert by_priority(made)["highest accuracy"] == "small on single"
 
 
+def test_what_is_given_up_for_the_highest_accuracy_is_a_cheaper_deployment_not_a_worse_one() -> None:
+    dear = cell("plain", "large", accuracy=0.59, rate=1, p99=900, memory=800)
+    (best,) = [c for c in chosen([*CELLS, dear]).choices if c.priority == "highest accuracy"]
+    assert best.change[-1] == "small on single has 2.0 points less, at x 8.33 the rate and x 0.12 the cost"
+
+
 def test_the_price_of_a_core_changes_no_ranking() -> None:
     assert by_priority(chosen(core_hour_price=1.0)) == by_priority(chosen())
 
