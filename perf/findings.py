@@ -114,7 +114,7 @@ def needs(
     """What a rate needs of each model that has a measured single stack, and of the plain recipe beside it."""
     cpus, rows = cpus or run["options"]["cpus"], []
     for cell in (c for c in cells if c.stack in ("single", "plain") and not c.reasons):
-        if one := plan.service(cell, cpus):
+        if one := plan.service(cell, run["options"]["cpus"]):
             name = cell.model if cell.stack == "single" else f"{cell.model}, plain"
             rows.append((name, plan.need(name, one, rate=rate, max_p99_ms=max_p99_ms, cpus=cpus, price=price, mix=mix)))
     return tables.needs(rate, max_p99_ms, price, sorted(rows, key=lambda row: row[0].endswith(", plain")))

@@ -136,10 +136,10 @@ def load(package: Package, cores: int, settings: Settings) -> Served:
     stored = _stored_plan(package, cores)
     plan = cpu.choose_plan(cores, stored, partial(_one_thread_ms, path), msgspec.structs.asdict(settings))
     model = Model(path, plan.intra_op_threads)
-    drift = _replay_golden(package, model, plan.max_batch_size)
-    for size in range(1, plan.max_batch_size + (drift is None)):  # the golden set has warmed the largest
+    for size in range(1, plan.max_batch_size + 1):
         model.infer(_blank(model, size))
     image_s = _seconds(model, time.perf_counter)
+    drift = _replay_golden(package, model, plan.max_batch_size)
     log.info("%s %d is loaded: %s, %.1f ms an image", package.name, package.version, plan, image_s * 1e3)
     return Served(package, model, plan, image_s, drift, Meters(package.name, package.version))
 

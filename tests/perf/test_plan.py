@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perf import results
+from perf.findings import needs
 from perf.plan import CLOSE, Check, Service, check, demands, need, service
 from perf.summary import CURVE, SPREAD
 
@@ -84,6 +85,17 @@ def test_stalls_that_one_replica_met_are_in_every_plan() -> None:
     assert made.p50_ms == pytest.approx(without.p50_ms)
     assert made.p99_ms - without.p99_ms == pytest.approx(30, abs=3)
     assert planned(max_p99_ms=50, one=replace(ONE, late_s=stalls)) is None  # 14 ms of work, 10 ms of way, 30 ms late
+
+
+def test_stalls_are_those_of_the_limit_that_was_measured_whatever_limit_is_planned_for(finished: Path) -> None:
+    run, cells = results.read(finished)
+    (cell,) = (c for c in cells if (c.stack, c.model) == ("single", "mobilenet_v2"))
+    timed = cell.latency["rate"]
+    late = replace(timed, curve=[(percentile, ms + 30) for percentile, ms in timed.curve])
+    stalled = replace(cell, latency=cell.latency | {"rate": late})
+    # simulated with so little of a core, the measured answers would show no stall
+    made = [needs(run, [c], rate=1, max_p99_ms=9000, price=0.04, cpus=0.02).rows[0] for c in (cell, stalled)]
+    assert int(made[1][4]) - int(made[0][4]) == pytest.approx(30, abs=3)
 
 
 def test_the_tail_of_several_replicas_is_checked_and_that_of_one_is_what_the_model_is_made_from(finished: Path) -> None:
