@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--crop", choices=["none", "center"], default="none", help="none squeezes the whole photo (default)")
     add("--weight-bits", type=int, choices=[7, 8], default=7, help="8 only where all CPUs have VNNI (default: 7)")
+    add("--macs", type=share, default=100.0, help="percent of the multiplications to leave, by pruning channels"
+        " (default: 100, none pruned)")  # fmt: skip
     add("--calibration", type=calibration, default=512, help="photos to calibrate on (default: 512)")
     add("--gate-drop", type=percent, default=0.5, help="top-1 points that may be lost (default: 0.5)")
     add("--gate-agreement", type=percent, default=97.0, help="percent of answers equal to float's (default: 97)")
@@ -89,6 +91,13 @@ def percent(text: str) -> float:
         value = math.nan
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 100")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0, to 100."""
+    if not (value := percent(text)):
+        raise argparse.ArgumentTypeError("0 % of the multiplications leave no network: a number above 0, to 100")
     return value
 
 

@@ -101,8 +101,11 @@ def quantisation_lines(report: Mapping[str, Any]) -> list[str]:
     recipe = report.get("quantisation")
     if not recipe:
         return ["- Kept in float32."]
+    macs = 100 * recipe.get("macs", 1.0)  # since format 1 without it
+    pruned = f"Channels pruned: {macs:.0f} % of the multiplications are left, fitted on the calibration photos."
     kept = f"{len(recipe['kept_float'])} tensors kept float" if recipe["kept_float"] else "no tensor kept float"
     return [
+        *([f"- {pruned}"] if macs < 100 else []),
         f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), {recipe['weight_bits']}-bit weights per channel,"
         f" rounded by least squares with bias correction; {kept}.",
         f"- Calibrated on {report['photos']['calibration']} photos, tuned on {report['photos']['tuning']};"

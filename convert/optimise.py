@@ -13,10 +13,12 @@ from convert.streams import split
 @dataclass(frozen=True)
 class Folded:
     """A graph ready to be quantised. With `entry` the input is u8 pixels of that range and feeds the graph as it is;
-    without it the normalisation could not be folded and stays in float."""
+    without it the normalisation could not be folded and stays in float. `macs` is the share of the source's
+    multiplications that is left."""
 
     model: ModelProto
     entry: Range | None
+    macs: float = 1.0
 
 
 def prepare(model: ModelProto) -> Folded:

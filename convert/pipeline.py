@@ -20,6 +20,7 @@ from convert.export import check_space, export
 from convert.optimise import prepare
 from convert.photos import Photos
 from convert.progress import Progress
+from convert.prune import prune
 from convert.quantise import Candidate, Effect, Search
 from convert.source import Source, first_line, open_source
 from convert.verify import Gate, Score
@@ -50,6 +51,7 @@ class Options:
     resize: str = "bicubic"
     crop: str = "none"
     weight_bits: int = 7
+    macs: float = 100.0
     calibration: int = 512
     gate: Gate = field(default_factory=Gate)
     trust_source: bool = False
@@ -141,6 +143,8 @@ def search(
     """Rewrite the float graph, then try recipes."""
     folded = prepare(onnx.load(work / "float.onnx"))
     pixels = list(photos.batches(found.calibration, contract))
+    if options.macs < 100:
+        folded = prune(folded, pixels, options.macs / 100, progress)
     for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
         with progress.stage(what, len(pixels)) as tick:
             rewrite(folded.model, pixels, folded.entry, tick)
@@ -212,6 +216,8 @@ def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
 def advice(options: Options) -> str:
     """What to try after a refusal."""
     more = f"more calibration photos (--calibration, now {options.calibration})"
+    if options.macs < 100:
+        more = f"more of the multiplications (--macs, now {options.macs:g}), {more}"
     other = "8-bit weights on CPUs with VNNI (--weight-bits 8)"
     if options.weight_bits == 8:
         other = "codes that saturate on no CPU (--weight-bits 7)"
@@ -268,6 +274,7 @@ def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]
     return {
         "clip": ranges.METHOD,
         "weight_bits": recipe.weight_bits,
+        "macs": candidate.macs,
         "kept_float": sorted(recipe.keep_float),
         "float_steps": float_steps(model),
         "tuning": asdict(candidate.score),

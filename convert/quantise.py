@@ -31,12 +31,14 @@ MOST_FLOAT_MACS = 0.18  # share of the multiplications that may stay in float
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantised model on disk, how it was made, and its score on the tuning photos."""
+    """A quantised model on disk, how it was made, its score on the tuning photos, and the share of the source's
+    multiplications that it has."""
 
     path: Path
     recipe: Recipe
     quantisation: Quantisation
     score: Score
+    macs: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Search:
             f"{kept}: agreement {score.agreement:.2f} %, top-1 drop {score.drop:.2f} points,"
             f" mean |dp| {score.mean_dp:.5f}"
         )
-        return Candidate(path, recipe, quantisation, score)
+        return Candidate(path, recipe, quantisation, score, self.folded.macs)
 
     def save(self, model: ModelProto) -> Path:
         """Write a model under a new name."""

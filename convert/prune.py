@@ -1,0 +1,411 @@
+"""Channel pruning without training: fewer multiplications for answers that stay, by least squares alone.
+
+A channel between two convolutions may go when the convolution that reads it can make good for it from the other
+channels. Which ones, and at what error of that convolution's output, is found as in Optimal Brain Surgeon (Hassibi and
+Stork 1993; over whole channels as in Kurtic et al. 2023, ZipLM, arXiv 2302.04089). How much an error counts is measured
+at the answers. Then channels go where they cost least a multiplication, and front to back every such convolution is
+fitted to what the whole network gives at its place (He et al. 2017, arXiv 1707.06168), or in front of a residual sum to
+what the sum lacks, so that a block makes good for the errors before it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from convert.graph import (
+    Array,
+    Step,
+    add_constant,
+    attribute,
+    constants,
+    depthwise,
+    part,
+    readers,
+    session,
+    steps,
+    tidy,
+    weighted,
+)
+from convert.optimise import Folded
+from convert.progress import Progress
+from convert.ranges import Range
+from convert.walk import by_output, first_reference, macs, patches, positions, run
+from service.cpu import cores
+
+CHUNK = 16  # channels go by so many: kernels work on them together
+SAMPLES = 24_000  # positions that a convolution is fitted on
+MEASURED = 32  # batches that channels are measured on
+LEAST_ANSWER = 1e-6  # probability below which answers do not differ
+RIDGE = 1e-3  # of the mean variance
+PROBES = 2  # batches that an effect is measured on
+MOST_BYTES = 1 << 30  # of moments at a time
+
+Live = tuple[Sequence[Array], Sequence[Array]]  # a tensor of the whole and of the narrow network, in batches
+
+
+@dataclass(frozen=True)
+class Site:
+    """Channels of one tensor that a convolution writes and another one alone reads. Node names; `between` are the
+    depthwise convolutions on the way."""
+
+    writer: str
+    between: tuple[str, ...]
+    reader: str
+    tensor: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A site's channels in the order in which they go, the squared error of the reader's output (mean a position) after
+    none, CHUNK, 2 CHUNK, ... of them, and where about half are gone: that error, the reader's weight with zeros in
+    their place, and what its bias changes by."""
+
+    order: NDArray[np.intp]
+    errors: Array
+    half: tuple[float, Array, Array]
+
+
+def sites(model: ModelProto) -> list[Site]:
+    """Where channels can go, in order."""
+    values = constants(model)
+    writers = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for node in model.graph.node:
+        if not dense(node, values):
+            continue
+        between, source = list[str](), writers.get(node.input[0])
+        while source is not None and len(readers(model, source.output[0])) == 1:
+            if dense(source, values):
+                channels = values[source.input[1]].shape[0]
+                found.append(Site(source.name, tuple(between), node.name, node.input[0], channels))
+                break
+            if depthwise(source, values):
+                between.append(source.name)
+            elif source.op_type not in {"Relu", "Clip"}:
+                break
+            source = writers.get(source.input[0])
+    return found
+
+
+def dense(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    """Whether every output channel of a convolution takes every input channel."""
+    return weighted(node, values) and attribute(node, "group", 1) == 1
+
+
+def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, progress: Progress) -> Folded:
+    """The network with channels taken out until about `share` of its multiplications is left. `pixels` are batches
+    `[N, H, W, 3]` of calibration photos."""
+    model, entry = folded.model, folded.entry
+    found, work = sites(model), macs_of(model, decoded(pixels[0][:1], entry))
+    with progress.stage("measure channels", len(found)) as tick:
+        curves = measured(model, found, pixels[:MEASURED], entry, tick)
+    with progress.stage("measure what channels do", len(found)) as tick:
+        effects = effects_of(model, curves, [decoded(batch, entry) for batch in pixels[:PROBES]], tick)
+    widths = allocate(curves, effects, work, share)
+    chosen = {site: curves[site].order[site.channels - width :] for site, width in widths.items()}
+    small = narrowed(model, chosen)
+    with progress.stage("prune and fit", sum(len(step.outputs) for step in steps(model))) as tick:
+        refit(folded, small, chosen, pixels, tick)
+    return Folded(tidy(small), entry, left(work, widths) / sum(work.values()))
+
+
+def decoded(batch: NDArray[np.uint8], entry: Range | None) -> Array:
+    """A batch as the graph takes it."""
+    return entry.dequantise(batch) if entry else batch
+
+
+def macs_of(model: ModelProto, feed: Array) -> dict[str, int]:
+    """Multiplications of every convolution for one photo, by node name."""
+    values = constants(model)
+    nodes = [node for node in model.graph.node if weighted(node, values)]
+    outputs = looking(model, [node.output[0] for node in nodes])(feed)
+    return {node.name: macs(values[node.input[1]], out) for node, out in zip(nodes, outputs, strict=True)}
+
+
+def looking(model: ModelProto, names: Sequence[str]) -> Callable[[Array], Sequence[Array]]:
+    """A function that gives these tensors for a batch of the graph's input."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    wanted = list(dict.fromkeys(names))
+    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
+    engine, source = session(copy, cores()), model.graph.input[0].name
+
+    def look(feed: Array) -> Sequence[Array]:
+        found = dict(zip(wanted, engine.run(wanted, {source: feed}), strict=True))
+        return [found[name] for name in names]
+
+    return look
+
+
+def measured(
+    model: ModelProto,
+    found: Sequence[Site],
+    pixels: Sequence[NDArray[np.uint8]],
+    entry: Range | None,
+    tick: Callable[[], None],
+) -> dict[Site, Curve]:
+    """The curve of every site, as many sites at a time as their moments fit memory."""
+    values, nodes = constants(model), {node.name: node for node in model.graph.node}
+    weights = {site: values[nodes[site.reader].input[1]] for site in found}
+    curves = dict[Site, Curve]()
+    for portion in portions({site: 4 * weight[0].size ** 2 for site, weight in weights.items()}):
+        moments = dict.fromkeys(portion, np.zeros((), np.float32))
+        look, rng = looking(model, [site.tensor for site in portion]), np.random.default_rng(0)
+        for batch in pixels:
+            for site, tensor in zip(portion, look(decoded(batch, entry)), strict=True):
+                x = rows(nodes[site.reader], weights[site], tensor, SAMPLES // len(pixels), rng)
+                moments[site] = moments[site] + x.T @ x
+        for site in portion:
+            curves[site] = curve(weights[site], moments.pop(site))
+            tick()
+    return curves
+
+
+def portions(sizes: Mapping[Site, int]) -> list[list[Site]]:
+    """Sites in order, as many together as MOST_BYTES hold, one at least."""
+    found, room = list[list[Site]](), 0
+    for site, size in sizes.items():
+        if size > room:
+            found.append([])
+            room = MOST_BYTES
+        found[-1].append(site)
+        room -= size
+    return found
+
+
+def rows(node: NodeProto, weight: Array, tensor: Array, count: int, rng: np.random.Generator) -> Array:
+    """Input patches `[P, K + 1]` under random output positions of a convolution; the last column is 1."""
+    where = positions(node, weight.shape, tensor.shape, max(1, count), rng)
+    return with_ones(patches(node, weight.shape, 1, tensor, where=where)[0].astype(np.float32))
+
+
+def with_ones(x: Array) -> Array:
+    """`[P, K]` with a column of ones behind."""
+    return np.concatenate([x, np.ones_like(x[:, :1])], 1)
+
+
+def centred(moments: Array) -> tuple[Array, Array]:
+    """Mean `[K]` and damped covariance `[K, K]`, from sums of products `[K + 1, K + 1]` with a column of ones."""
+    total = moments.astype(np.float64) / moments[-1, -1]
+    mean, covariance = total[-1, :-1], total[:-1, :-1] - np.outer(total[-1, :-1], total[-1, :-1])
+    np.einsum("ii->i", covariance)[:] += max(RIDGE * np.trace(covariance) / max(len(mean), 1), 1e-12)
+    return mean, covariance
+
+
+def curve(weight: Array, moments: Array) -> Curve:
+    """The order in which the input channels of a convolution `[O, C, h, w]` go, and what that costs."""
+    mean, covariance = centred(moments)
+    inverse, w = np.linalg.inv(covariance).astype(np.float32), weight.reshape(len(weight), -1).astype(np.float32)
+    alive, gone, errors = np.arange(weight.shape[1]), list[NDArray[np.intp]](), [0.0]
+    half = (0.0, weight, np.zeros(len(weight)))
+    while len(alive) > CHUNK:
+        columns = np.arange(w.shape[1]).reshape(len(alive), -1)
+        cheapest = np.argsort(costs(w, inverse, columns), kind="stable")[:CHUNK]
+        out, stay = columns[cheapest].reshape(-1), np.delete(columns, cheapest, 0).reshape(-1)
+        push = np.linalg.solve(inverse[np.ix_(out, out)].astype(np.float64), w[:, out].T.astype(np.float64))
+        errors.append(errors[-1] + float((push * w[:, out].T).sum()))
+        w = w[:, stay] - push.T.astype(np.float32) @ inverse[np.ix_(out, stay)]
+        spread = np.linalg.solve(inverse[np.ix_(out, out)].astype(np.float64), inverse[np.ix_(out, stay)])
+        inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, out)] @ spread.astype(np.float32)
+        gone.append(alive[cheapest])
+        alive = np.delete(alive, cheapest)
+        if 2 * len(alive) >= weight.shape[1]:
+            half = (errors[-1], *spread_out(weight, w, alive, mean))
+    return Curve(np.concatenate([*gone, alive]), np.array(errors), half)
+
+
+def costs(w: Array, inverse: Array, columns: NDArray[np.intp]) -> Array:
+    """The squared error of leaving out each group of columns, the others making good for it (Optimal Brain Surgeon):
+    trace of W_g (H^-1_gg)^-1 W_g^T."""
+    blocks = inverse[columns[:, :, None], columns[:, None, :]].astype(np.float64)
+    own = w[:, columns].astype(np.float64)
+    found: Array = np.einsum("ogk,gkl,ogl->g", own, np.linalg.inv(blocks), own, optimize=True)
+    return found
+
+
+def spread_out(weight: Array, w: Array, alive: NDArray[np.intp], mean: Array) -> tuple[Array, Array]:
+    """The weight `[O, C, h, w]` with zeros for all channels but those alive, and what the bias changes by."""
+    full = np.zeros(weight.shape, np.float32)
+    full[:, alive] = w.reshape(len(w), len(alive), *weight.shape[2:])
+    return full, (weight - full).reshape(len(w), -1) @ mean
+
+
+def effects_of(
+    model: ModelProto, curves: Mapping[Site, Curve], feeds: Sequence[Array], tick: Callable[[], None]
+) -> dict[Site, float]:
+    """Squared error of the answers' logarithms for one of a reader's output, measured with about half of a site's
+    channels gone. (Of logarithms, because errors of answers themselves come from the few undecided photos alone.)"""
+    exact, effects = logarithms(model, feeds), dict[Site, float]()
+    for site, found in curves.items():
+        error, weight, change = found.half
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        node = node_of(copy, site.reader)
+        set_weights(copy, node, weight, bias_of(copy, node) + change)
+        effects[site] = float(np.square(logarithms(copy, feeds) - exact).sum()) / max(error, 1e-30)
+        tick()
+    return effects
+
+
+def logarithms(model: ModelProto, feeds: Sequence[Array]) -> Array:
+    """Logarithms of the answers to all feeds, each photo's around 0."""
+    look = looking(model, [output.name for output in model.graph.output])
+    found = np.log(np.maximum(np.concatenate([look(feed)[0] for feed in feeds]), LEAST_ANSWER))
+    centred: Array = found - found.mean(1, keepdims=True)
+    return centred
+
+
+def allocate(
+    curves: Mapping[Site, Curve], effects: Mapping[Site, float], work: Mapping[str, int], share: float
+) -> dict[Site, int]:
+    """Channels that stay at each site: those go first that cost the answers least for a multiplication saved."""
+    widths, total = {site: site.channels for site in curves}, sum(work.values())
+    while left(work, widths) > share * total:
+        narrower = [site for site, width in widths.items() if width > CHUNK]
+        if not narrower:
+            break
+        price = {site: added(curves[site], site.channels - widths[site]) * effects[site] for site in narrower}
+        now = left(work, widths)
+        chosen = min(narrower, key=lambda site: price[site] / (now - left(work, widths | {site: widths[site] - CHUNK})))
+        widths[chosen] -= CHUNK
+    return widths
+
+
+def added(found: Curve, gone: int) -> float:
+    """What one chunk more adds to the error."""
+    return float(found.errors[gone // CHUNK + 1] - found.errors[gone // CHUNK])
+
+
+def left(work: Mapping[str, int], widths: Mapping[Site, int]) -> float:
+    """Multiplications of a network of these widths, from those of the whole one."""
+    shares = dict.fromkeys(work, 1.0)
+    for site, width in widths.items():
+        for name in (site.writer, *site.between, site.reader):
+            shares[name] *= width / site.channels
+    return sum(shares[name] * count for name, count in work.items())
+
+
+def narrowed(model: ModelProto, chosen: Mapping[Site, NDArray[np.intp]]) -> ModelProto:
+    """A copy with only the chosen channels of each site, all weights otherwise as they were."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for site, channels in chosen.items():
+        stay = np.sort(channels)
+        for node in [node_of(copy, name) for name in (site.writer, *site.between)]:
+            set_weights(copy, node, weight_of(copy, node)[stay], bias_of(copy, node)[stay])
+            if node.name in site.between:
+                next(a for a in node.attribute if a.name == "group").i = len(stay)
+        node = node_of(copy, site.reader)
+        set_weights(copy, node, weight_of(copy, node)[:, stay], bias_of(copy, node))
+    del copy.graph.value_info[:]
+    return copy
+
+
+def node_of(model: ModelProto, name: str) -> NodeProto:
+    """A node by its name."""
+    found: NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
+
+
+def refit(
+    folded: Folded,
+    small: ModelProto,
+    chosen: Mapping[Site, NDArray[np.intp]],
+    pixels: Sequence[NDArray[np.uint8]],
+    tick: Callable[[], None],
+) -> None:
+    """Fit the readers of `small`, which has only the chosen channels of the network, front to back. Both networks run
+    side by side, step by step; only tensors still to be read are kept, in files."""
+    model, first = folded.model, first_reference(pixels, folded.entry)
+    pairs = [
+        pair
+        for both in zip(steps(model), steps(small), strict=True)
+        for pair in zip(*map(by_output, both), strict=True)
+    ]
+    pruned = {site.reader for site, channels in chosen.items() if len(channels) < site.channels}
+    written = {site.writer: np.sort(channels) for site, channels in chosen.items()}
+    last_use = {name: place for place, (step, _) in enumerate(pairs) for name in step.inputs}
+    live: dict[str, Live] = {model.graph.input[0].name: (first, first)}
+    for place, (whole, narrow) in enumerate(pairs):
+        exact, approximate = ([live[name][side] for name in whole.inputs] for side in (0, 1))
+        wanted = run(part(model, whole), whole, exact, [None] * len(exact)).batches
+        if whole.name in pruned:
+            target = weight_of(model, whole.nodes[0]), bias_of(model, whole.nodes[0])
+            kept = written.get(whole.name, np.arange(len(target[0])))
+            before = weight_of(small, narrow.nodes[0]), bias_of(small, narrow.nodes[0])
+            other = joined(model, whole, live, wanted[0].shape)
+            fit = fitted(whole.nodes[0], [one[kept] for one in target], before, live[whole.inputs[0]], other)
+            set_weights(small, narrow.nodes[0], *fit)
+        found = run(part(small, narrow), narrow, approximate, [None] * len(exact)).batches
+        live[whole.outputs[0]] = (wanted, found)
+        for dead in [name for name in live if last_use.get(name, -1) <= place]:
+            del live[dead]
+        tick()
+
+
+def joined(model: ModelProto, step: Step, live: Mapping[str, Live], shape: Sequence[int]) -> Live | None:
+    """What a step's output of that shape is added to, where that is its only use."""
+    following = readers(model, step.outputs[0])
+    if len(following) != 1 or following[0].op_type != "Add" or len(step.nodes) > 1:
+        return None
+    return next((live[name] for name in following[0].input if name in live and live[name][0][0].shape == shape), None)
+
+
+def fitted(
+    node: NodeProto, target: Sequence[Array], before: Sequence[Array], inputs: Live, other: Live | None
+) -> tuple[Array, Array]:
+    """Weight and bias with the least squared error of a convolution's output, plus the `other` operand of its sum, in
+    the narrow network. `target` are the whole network's weight and bias, `before` those to start from: they stay where
+    the inputs do not say otherwise."""
+    (weight, bias), (wide, shift), rng = before, target, np.random.default_rng(0)
+    flat, moments, cross = weight.reshape(len(weight), -1), np.zeros(()), np.zeros(())
+    count = max(1, SAMPLES // len(inputs[0]))
+    for place, (x, z) in enumerate(zip(*inputs, strict=True)):
+        where = positions(node, wide.shape, x.shape, count, rng)
+        exact, narrow = (
+            patches(node, shape, 1, one, where=where)[0].astype(np.float32)
+            for shape, one in ((wide.shape, x), (weight.shape, z))
+        )
+        lacks = exact @ wide.reshape(len(wide), -1).T + shift - narrow @ flat.T - bias
+        if other:
+            photo, row, column = where
+            whole, small = (side[place][photo, :, row, column].astype(np.float32) for side in other)
+            lacks += whole - small
+        narrow = with_ones(narrow)
+        moments = moments + (narrow.T @ narrow).astype(np.float64)
+        cross = cross + (narrow.T @ lacks).astype(np.float64)
+    mean, covariance = centred(moments)
+    error, cross = cross[-1] / moments[-1, -1], cross[:-1] / moments[-1, -1]
+    change = np.linalg.solve(covariance, cross - np.outer(mean, error))
+    return weight + change.T.reshape(weight.shape), bias + error - mean @ change
+
+
+def constant(model: ModelProto, name: str) -> Array:
+    """The value of one initializer."""
+    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+
+
+def weight_of(model: ModelProto, node: NodeProto) -> Array:
+    """A convolution's weight `[O, I, h, w]`."""
+    return constant(model, node.input[1])
+
+
+def bias_of(model: ModelProto, node: NodeProto) -> Array:
+    """A convolution's bias `[O]`, zeros where it has none."""
+    return constant(model, node.input[2]) if len(node.input) > 2 else np.zeros(len(weight_of(model, node)), np.float32)
+
+
+def set_weights(model: ModelProto, node: NodeProto, weight: Array, bias: Array) -> None:
+    """Give a convolution constants of its own."""
+    new = f"{node.name}_pruned_weight", f"{node.name}_pruned_bias"
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in new]:
+        model.graph.initializer.remove(tensor)
+    del node.input[1:]
+    node.input.extend(
+        add_constant(model, name, value.astype(np.float32)) for name, value in zip(new, (weight, bias), strict=True)
+    )
