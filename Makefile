@@ -30,12 +30,12 @@ lint: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 # The packages of this repository again, from a folder of Keras files and one of photos: name, photos to calibrate on,
-# percent of answers that must stay.
+# percent of answers that must stay, percent of the multiplications to leave.
 LABELS ?= docs/food11-labels.txt
 models: .venv/dev.stamp
-	set -e; for model in "mobilenet_v2 512 97" "resnet101_v2 512 98" "previous 1024 97"; do set -- $$model; \
+	set -e; for model in "mobilenet_v2 512 97 100" "resnet101_v2 512 98 50" "previous 1024 97 100"; do set -- $$model; \
 	  $(BIN)/python -m convert $(MODELS)/$$1.keras --name $$1 --images $(IMAGES) --labels $(LABELS) \
-	    --calibration $$2 --gate-agreement $$3 --gate-drop 0.3 --replace; \
+	    --calibration $$2 --gate-agreement $$3 --macs $$4 --gate-drop 0.3 --replace; \
 	done
 
 # Exact pins with hashes for every supported Python and platform at once, without addresses.

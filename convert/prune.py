@@ -101,8 +101,7 @@ def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, pro
     `[N, H, W, 3]` of calibration photos."""
     model, entry = folded.model, folded.entry
     found, work = sites(model), macs_of(model, decoded(pixels[0][:1], entry))
-    with progress.stage("measure channels", len(found)) as tick:
-        curves = measured(model, found, pixels[:MEASURED], entry, tick)
+    curves = measured(folded, found, pixels[:MEASURED], progress)
     with progress.stage("measure what channels do", len(found)) as tick:
         effects = effects_of(model, curves, [decoded(batch, entry) for batch in pixels[:PROBES]], tick)
     widths = allocate(curves, effects, work, share)
@@ -110,7 +109,9 @@ def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, pro
     small = narrowed(model, chosen)
     with progress.stage("prune and fit", sum(len(step.outputs) for step in steps(model))) as tick:
         refit(folded, small, chosen, pixels, tick)
-    return Folded(tidy(small), entry, left(work, widths) / sum(work.values()))
+    macs = left(work, widths) / sum(work.values())
+    progress.note(f"pruned: {100 * macs:.1f} % of the multiplications are left")
+    return Folded(tidy(small), entry, macs)
 
 
 def decoded(batch: NDArray[np.uint8], entry: Range | None) -> Array:
@@ -143,26 +144,25 @@ def looking(model: ModelProto, names: Sequence[str]) -> Callable[[Array], Sequen
 
 
 def measured(
-    model: ModelProto,
-    found: Sequence[Site],
-    pixels: Sequence[NDArray[np.uint8]],
-    entry: Range | None,
-    tick: Callable[[], None],
+    folded: Folded, found: Sequence[Site], pixels: Sequence[NDArray[np.uint8]], progress: Progress
 ) -> dict[Site, Curve]:
     """The curve of every site, as many sites at a time as their moments fit memory."""
-    values, nodes = constants(model), {node.name: node for node in model.graph.node}
-    weights = {site: values[nodes[site.reader].input[1]] for site in found}
-    curves = dict[Site, Curve]()
-    for portion in portions({site: 4 * weight[0].size ** 2 for site, weight in weights.items()}):
-        moments = dict.fromkeys(portion, np.zeros((), np.float32))
-        look, rng = looking(model, [site.tensor for site in portion]), np.random.default_rng(0)
-        for batch in pixels:
-            for site, tensor in zip(portion, look(decoded(batch, entry)), strict=True):
-                x = rows(nodes[site.reader], weights[site], tensor, SAMPLES // len(pixels), rng)
-                moments[site] = moments[site] + x.T @ x
-        for site in portion:
-            curves[site] = curve(weights[site], moments.pop(site))
-            tick()
+    model, rng, curves = folded.model, np.random.default_rng(0), dict[Site, Curve]()
+    nodes = {site: node_of(model, site.reader) for site in found}
+    weights = {site: weight_of(model, node) for site, node in nodes.items()}
+    parts = portions({site: 4 * weight[0].size ** 2 for site, weight in weights.items()})
+    with progress.stage("measure channels", len(parts) * len(pixels) + len(found)) as tick:
+        for portion in parts:
+            moments = dict.fromkeys(portion, np.zeros((), np.float32))
+            look = looking(model, [site.tensor for site in portion])
+            for batch in pixels:
+                for site, tensor in zip(portion, look(decoded(batch, folded.entry)), strict=True):
+                    x = rows(nodes[site], weights[site], tensor, SAMPLES // len(pixels), rng)
+                    moments[site] = moments[site] + x.T @ x
+                tick()
+            for site in portion:
+                curves[site] = curve(weights[site], moments.pop(site))
+                tick()
     return curves
 
 

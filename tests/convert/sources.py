@@ -114,6 +114,17 @@ def trained(keras: Any, build: Callable[..., Any] = functional, *, input_range: 
     return model
 
 
+def wide(keras: Any, **_: Any) -> Any:
+    """More channels than four colours need."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(48, 3, strides=2, padding="same", activation="relu")(entry)
+    x = layers.ReLU(6.0)(layers.DepthwiseConv2D(3, padding="same")(x))
+    x = layers.Conv2D(32, 1)(x)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, layers.Conv2D(32, 3, padding="same")(layers.ReLU()(x))]))
+    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+
+
 def reversed_colours(keras: Any, **_: Any) -> Any:
     """BGR less the means, as networks that come from Caffe take it."""
     entry = keras.Input((SIZE, SIZE, 3))

@@ -408,6 +408,8 @@ def test_a_wrong_input_range_is_found_on_labelled_photos(
         (["--input-range", "0,2"], "invalid choice: '0,2'"),
         (["--input-range"], "expected one argument"),
         (["--gate-drop", "nan"], "'nan' is no number from 0 to 100"),
+        (["--macs", "0"], "0 % of the multiplications leave no network"),
+        (["--macs", "101"], "is no number from 0 to 100"),
         (["--gate-agreement", "-1"], "is no number from 0 to 100"),
         (["--gate-agreement", "most"], "'most' is no number from 0 to 100"),
         (["--resize", "lanczos"], "invalid choice: 'lanczos'"),

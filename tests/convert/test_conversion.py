@@ -96,6 +96,19 @@ def test_weights_have_the_bits_asked_for(mark: str, saved: Path, convert: Conver
     assert (outcome.status, outcome.report["quantisation"]["weight_bits"]) == (0, int(mark[0]))
 
 
+@pytest.mark.usefixtures("always_int8")
+def test_a_pruned_network_is_packaged_with_the_share_that_is_left(keras: Any, convert: Convert, tmp_path: Path) -> None:
+    outcome = convert(save_keras(sources.trained(keras, sources.wide), tmp_path), "--macs", "90")
+    assert outcome.status == 0
+    assert 0.8 < outcome.report["quantisation"]["macs"] <= 0.9
+    left = 100 * outcome.report["quantisation"]["macs"]
+    assert outcome.err == f"pruned: {left:.1f} % of the multiplications are left"
+    assert f"{left:.0f} % of the multiplications are left" in (outcome.package / "MODEL_CARD.md").read_text()
+    labels = np.arange(40) % 4
+    images = np.stack([sources.picture(label, 500 + seed) for seed, label in enumerate(labels)])
+    assert percent(Model(outcome.package / "model.onnx", 1).infer(images).argmax(1) == labels) > 90
+
+
 def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(
     saved: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:

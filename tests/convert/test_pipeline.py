@@ -115,6 +115,8 @@ def test_advice_names_options_that_exist_and_help() -> None:
     options = Options(Path("x"), "x", Path("images"), calibration=128)
     assert "--calibration, now 128" in advice(options)
     assert "--weight-bits 8" in advice(options)
+    assert "--macs, now 40" in advice(Options(Path("x"), "x", Path("images"), macs=40.0))
+    assert "--macs" not in advice(options)
     assert "--weight-bits 7" in advice(Options(Path("x"), "x", Path("images"), weight_bits=8))
 
 
