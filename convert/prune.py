@@ -147,14 +147,14 @@ def measured(
     folded: Folded, found: Sequence[Site], pixels: Sequence[NDArray[np.uint8]], progress: Progress
 ) -> dict[Site, Curve]:
     """The curve of every site, as many sites at a time as their moments fit memory."""
-    model, rng, curves = folded.model, np.random.default_rng(0), dict[Site, Curve]()
+    model, curves = folded.model, dict[Site, Curve]()
     nodes = {site: node_of(model, site.reader) for site in found}
     weights = {site: weight_of(model, node) for site, node in nodes.items()}
     parts = portions({site: 4 * weight[0].size ** 2 for site, weight in weights.items()})
     with progress.stage("measure channels", len(parts) * len(pixels) + len(found)) as tick:
         for portion in parts:
             moments = dict.fromkeys(portion, np.zeros((), np.float32))
-            look = looking(model, [site.tensor for site in portion])
+            look, rng = looking(model, [site.tensor for site in portion]), np.random.default_rng(0)
             for batch in pixels:
                 for site, tensor in zip(portion, look(decoded(batch, folded.entry)), strict=True):
                     x = rows(nodes[site], weights[site], tensor, SAMPLES // len(pixels), rng)
