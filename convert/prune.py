@@ -109,9 +109,9 @@ def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, pro
     small = narrowed(model, chosen)
     with progress.stage("prune and fit", sum(len(step.outputs) for step in steps(model))) as tick:
         refit(folded, small, chosen, pixels, tick)
-    macs = left(work, widths) / sum(work.values())
-    progress.note(f"pruned: {100 * macs:.1f} % of the multiplications are left")
-    return Folded(tidy(small), entry, macs)
+    remaining = left(work, widths) / sum(work.values())
+    progress.note(f"pruned: {100 * remaining:.1f} % of the multiplications are left")
+    return Folded(tidy(small), entry, remaining)
 
 
 def decoded(batch: NDArray[np.uint8], entry: Range | None) -> Array:
@@ -214,7 +214,7 @@ def curve(weight: Array, moments: Array) -> Curve:
         inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, out)] @ spread.astype(np.float32)
         gone.append(alive[cheapest])
         alive = np.delete(alive, cheapest)
-        if 2 * len(alive) >= weight.shape[1]:
+        if len(gone) == 1 or 2 * len(alive) >= weight.shape[1]:
             half = (errors[-1], *spread_out(weight, w, alive, mean))
     return Curve(np.concatenate([*gone, alive]), np.array(errors), half)
 
@@ -256,8 +256,8 @@ def logarithms(model: ModelProto, feeds: Sequence[Array]) -> Array:
     """Logarithms of the answers to all feeds, each photo's around 0."""
     look = looking(model, [output.name for output in model.graph.output])
     found = np.log(np.maximum(np.concatenate([look(feed)[0] for feed in feeds]), LEAST_ANSWER))
-    centred: Array = found - found.mean(1, keepdims=True)
-    return centred
+    around: Array = found - found.mean(1, keepdims=True)
+    return around
 
 
 def allocate(

@@ -166,6 +166,14 @@ def test_the_half_of_a_curve_is_the_network_with_so_many_channels_gone() -> None
     assert np.square(difference).sum(1).mean() == pytest.approx(lost, rel=0.02)
 
 
+def test_the_effect_of_a_site_of_less_than_two_chunks_is_measured_too() -> None:
+    x = normal(3000, CHUNK + 8, seed=1)
+    ones = np.concatenate([x, np.ones((3000, 1), np.float32)], 1)
+    lost, halved, _ = curve(normal(5, CHUNK + 8, 1, 1, seed=2), ones.T @ ones).half
+    assert lost > 0
+    assert np.count_nonzero(np.abs(halved).sum((0, 2, 3))) == 8
+
+
 def test_channels_go_first_where_they_cost_the_answers_least_for_a_multiplication() -> None:
     first, second = (Site(f"{name}1", (), f"{name}2", name, 2 * CHUNK) for name in "ab")
     alike = Curve(np.arange(2 * CHUNK), np.array([0.0, 1.0]), (1.0, np.zeros(1), np.zeros(1)))

@@ -46,7 +46,7 @@ class Stubbed(Search):
     def attempt(self, recipe: Recipe) -> Candidate:
         agreement = self.agreements[len(recipe.keep_float)]
         score = Score(100, agreement, 0.1, (100 - agreement) / 100, None, None)
-        return Candidate(Path(f"{len(recipe.keep_float)}"), recipe, Quantisation(), score)
+        return Candidate(Path(f"{len(recipe.keep_float)}"), recipe, Quantisation(), score, 1.0)
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, *agreements: float) -> tuple[Candidate, list[Effect], int]:
