@@ -71,6 +71,8 @@ class Chart:
 
     def png(self) -> bytes:
         out = io.BytesIO()
+        _ = self.svg  # laid out already, which takes as long as drawing
+        self.figure.set_layout_engine("none")
         self.figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
         return out.getvalue()
 

@@ -6,6 +6,7 @@ much it varies, comes from the same stack's idle answers. What its answers at a 
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil, floor, nan
 from typing import Any
 
@@ -126,7 +127,9 @@ def need(
     if 1000 * (float(np.percentile(work, 99)) + fixed) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
     first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * cpus)))
+    most = min(MOST_REPLICAS, first * 8 + 8)
 
+    @cache
     def outcome(number: int) -> Outcome:
         made = open_loop(arrivals, work, fixed, replicas(number, cpus))
         return made._replace(latency_s=_late(made.latency_s[WARM:], one))
@@ -134,7 +137,7 @@ def need(
     def enough(number: int) -> bool:
         return outcome(number).percentile_ms(99) <= max_p99_ms
 
-    number = smallest(enough, first, min(MOST_REPLICAS, first * 8 + 8))
+    number = smallest(enough, first, most) if enough(most) else None
     if number is None:
         return None
     made = outcome(number)
