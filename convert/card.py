@@ -101,7 +101,7 @@ def quantisation_lines(report: Mapping[str, Any]) -> list[str]:
     recipe = report.get("quantisation")
     if not recipe:
         return ["- Kept in float32."]
-    macs = 100 * recipe.get("macs", 1.0)  # since format 1 without it
+    macs = 100 * recipe.get("macs", 1.0)  # not in packages made before pruning was
     pruned = f"Channels pruned: {macs:.0f} % of the multiplications are left, fitted on the calibration photos."
     kept = f"{len(recipe['kept_float'])} tensors kept float" if recipe["kept_float"] else "no tensor kept float"
     return [

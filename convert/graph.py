@@ -89,6 +89,38 @@ def add_constant(model: ModelProto, name: str, value: Array) -> str:
     return name
 
 
+def node_of(model: ModelProto, name: str) -> NodeProto:
+    """A node by its name."""
+    found: NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
+
+
+def constant(model: ModelProto, name: str) -> Array:
+    """The value of one initializer."""
+    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+
+
+def weight_of(model: ModelProto, node: NodeProto) -> Array:
+    """A convolution's weight `[O, I, h, w]`."""
+    return constant(model, node.input[1])
+
+
+def bias_of(model: ModelProto, node: NodeProto) -> Array:
+    """A convolution's bias `[O]`, zeros where it has none."""
+    return constant(model, node.input[2]) if len(node.input) > 2 else np.zeros(len(weight_of(model, node)), np.float32)
+
+
+def set_weights(model: ModelProto, node: NodeProto, weight: Array, bias: Array) -> None:
+    """Give a convolution constants of its own."""
+    new = f"{node.name}_own_weight", f"{node.name}_own_bias"
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in new]:
+        model.graph.initializer.remove(tensor)
+    del node.input[1:]
+    node.input.extend(
+        add_constant(model, name, value.astype(np.float32)) for name, value in zip(new, (weight, bias), strict=True)
+    )
+
+
 def steps(model: ModelProto) -> list[Step]:
     """The nodes in order, each with the Relu or Clip that alone reads it."""
     known = constants(model).keys()

@@ -3,9 +3,8 @@
 A channel between two convolutions may go when the convolution that reads it can make good for it from the other
 channels. Which ones, and at what error of that convolution's output, is found as in Optimal Brain Surgeon (Hassibi and
 Stork 1993; over whole channels as in Kurtic et al. 2023, ZipLM, arXiv 2302.04089). How much an error counts is measured
-at the answers. Then channels go where they cost least a multiplication, and front to back every such convolution is
-fitted to what the whole network gives at its place (He et al. 2017, arXiv 1707.06168), or in front of a residual sum to
-what the sum lacks, so that a block makes good for the errors before it.
+at the answers. Then channels go where they cost least a multiplication, and what reads the others is fitted to them
+(convert.refit).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,37 +12,35 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from convert.graph import (
     Array,
-    Step,
-    add_constant,
     attribute,
+    bias_of,
     constants,
     depthwise,
-    part,
+    node_of,
     readers,
     session,
+    set_weights,
     steps,
     tidy,
+    weight_of,
     weighted,
 )
 from convert.optimise import Folded
 from convert.progress import Progress
 from convert.ranges import Range
-from convert.walk import by_output, first_reference, macs, patches, positions, run
+from convert.refit import SAMPLES, centred, refit, with_ones
+from convert.walk import macs, patches, positions
 from service.cpu import cores
 
 CHUNK = 16  # channels go by so many: kernels work on them together
-SAMPLES = 24_000  # positions that a convolution is fitted on
 MEASURED = 32  # batches that channels are measured on
 LEAST_ANSWER = 1e-6  # probability below which answers do not differ
-RIDGE = 1e-3  # of the mean variance
 PROBES = 2  # batches that an effect is measured on
 MOST_BYTES = 1 << 30  # of moments at a time
-
-Live = tuple[Sequence[Array], Sequence[Array]]  # a tensor of the whole and of the narrow network, in batches
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,9 @@ def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, pro
         effects = effects_of(model, curves, [decoded(batch, entry) for batch in pixels[:PROBES]], tick)
     widths = allocate(curves, effects, work, share)
     chosen = {site: curves[site].order[site.channels - width :] for site, width in widths.items()}
-    small = narrowed(model, chosen)
+    small, written = narrowed(model, chosen), {site.writer: np.sort(channels) for site, channels in chosen.items()}
     with progress.stage("prune and fit", sum(len(step.outputs) for step in steps(model))) as tick:
-        refit(folded, small, chosen, pixels, tick)
+        refit(folded, small, written, pixels, tick)
     remaining = left(work, widths) / sum(work.values())
     progress.note(f"pruned: {100 * remaining:.1f} % of the multiplications are left")
     return Folded(tidy(small), entry, remaining)
@@ -182,19 +179,6 @@ def rows(node: NodeProto, weight: Array, tensor: Array, count: int, rng: np.rand
     """Input patches `[P, K + 1]` under random output positions of a convolution; the last column is 1."""
     where = positions(node, weight.shape, tensor.shape, max(1, count), rng)
     return with_ones(patches(node, weight.shape, 1, tensor, where=where)[0].astype(np.float32))
-
-
-def with_ones(x: Array) -> Array:
-    """`[P, K]` with a column of ones behind."""
-    return np.concatenate([x, np.ones_like(x[:, :1])], 1)
-
-
-def centred(moments: Array) -> tuple[Array, Array]:
-    """Mean `[K]` and damped covariance `[K, K]`, from sums of products `[K + 1, K + 1]` with a column of ones."""
-    total = moments.astype(np.float64) / moments[-1, -1]
-    mean, covariance = total[-1, :-1], total[:-1, :-1] - np.outer(total[-1, :-1], total[-1, :-1])
-    np.einsum("ii->i", covariance)[:] += max(RIDGE * np.trace(covariance) / max(len(mean), 1), 1e-12)
-    return mean, covariance
 
 
 def curve(weight: Array, moments: Array) -> Curve:
@@ -304,108 +288,3 @@ def narrowed(model: ModelProto, chosen: Mapping[Site, NDArray[np.intp]]) -> Mode
         set_weights(copy, node, weight_of(copy, node)[:, stay], bias_of(copy, node))
     del copy.graph.value_info[:]
     return copy
-
-
-def node_of(model: ModelProto, name: str) -> NodeProto:
-    """A node by its name."""
-    found: NodeProto = next(node for node in model.graph.node if node.name == name)
-    return found
-
-
-def refit(
-    folded: Folded,
-    small: ModelProto,
-    chosen: Mapping[Site, NDArray[np.intp]],
-    pixels: Sequence[NDArray[np.uint8]],
-    tick: Callable[[], None],
-) -> None:
-    """Fit the readers of `small`, which has only the chosen channels of the network, front to back. Both networks run
-    side by side, step by step; only tensors still to be read are kept, in files."""
-    model, first = folded.model, first_reference(pixels, folded.entry)
-    pairs = [
-        pair
-        for both in zip(steps(model), steps(small), strict=True)
-        for pair in zip(*map(by_output, both), strict=True)
-    ]
-    pruned = {site.reader for site, channels in chosen.items() if len(channels) < site.channels}
-    written = {site.writer: np.sort(channels) for site, channels in chosen.items()}
-    last_use = {name: place for place, (step, _) in enumerate(pairs) for name in step.inputs}
-    live: dict[str, Live] = {model.graph.input[0].name: (first, first)}
-    for place, (whole, narrow) in enumerate(pairs):
-        exact, approximate = ([live[name][side] for name in whole.inputs] for side in (0, 1))
-        wanted = run(part(model, whole), whole, exact, [None] * len(exact)).batches
-        if whole.name in pruned:
-            target = weight_of(model, whole.nodes[0]), bias_of(model, whole.nodes[0])
-            kept = written.get(whole.name, np.arange(len(target[0])))
-            before = weight_of(small, narrow.nodes[0]), bias_of(small, narrow.nodes[0])
-            other = joined(model, whole, live, wanted[0].shape)
-            fit = fitted(whole.nodes[0], [one[kept] for one in target], before, live[whole.inputs[0]], other)
-            set_weights(small, narrow.nodes[0], *fit)
-        found = run(part(small, narrow), narrow, approximate, [None] * len(exact)).batches
-        live[whole.outputs[0]] = (wanted, found)
-        for dead in [name for name in live if last_use.get(name, -1) <= place]:
-            del live[dead]
-        tick()
-
-
-def joined(model: ModelProto, step: Step, live: Mapping[str, Live], shape: Sequence[int]) -> Live | None:
-    """What a step's output of that shape is added to, where that is its only use."""
-    following = readers(model, step.outputs[0])
-    if len(following) != 1 or following[0].op_type != "Add" or len(step.nodes) > 1:
-        return None
-    return next((live[name] for name in following[0].input if name in live and live[name][0][0].shape == shape), None)
-
-
-def fitted(
-    node: NodeProto, target: Sequence[Array], before: Sequence[Array], inputs: Live, other: Live | None
-) -> tuple[Array, Array]:
-    """Weight and bias with the least squared error of a convolution's output, plus the `other` operand of its sum, in
-    the narrow network. `target` are the whole network's weight and bias, `before` those to start from: they stay where
-    the inputs do not say otherwise."""
-    (weight, bias), (wide, shift), rng = before, target, np.random.default_rng(0)
-    flat, moments, cross = weight.reshape(len(weight), -1), np.zeros(()), np.zeros(())
-    count = max(1, SAMPLES // len(inputs[0]))
-    for place, (x, z) in enumerate(zip(*inputs, strict=True)):
-        where = positions(node, wide.shape, x.shape, count, rng)
-        exact, narrow = (
-            patches(node, shape, 1, one, where=where)[0].astype(np.float32)
-            for shape, one in ((wide.shape, x), (weight.shape, z))
-        )
-        lacks = exact @ wide.reshape(len(wide), -1).T + shift - narrow @ flat.T - bias
-        if other:
-            photo, row, column = where
-            whole, small = (side[place][photo, :, row, column].astype(np.float32) for side in other)
-            lacks += whole - small
-        narrow = with_ones(narrow)
-        moments = moments + (narrow.T @ narrow).astype(np.float64)
-        cross = cross + (narrow.T @ lacks).astype(np.float64)
-    mean, covariance = centred(moments)
-    error, cross = cross[-1] / moments[-1, -1], cross[:-1] / moments[-1, -1]
-    change = np.linalg.solve(covariance, cross - np.outer(mean, error))
-    return weight + change.T.reshape(weight.shape), bias + error - mean @ change
-
-
-def constant(model: ModelProto, name: str) -> Array:
-    """The value of one initializer."""
-    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
-
-
-def weight_of(model: ModelProto, node: NodeProto) -> Array:
-    """A convolution's weight `[O, I, h, w]`."""
-    return constant(model, node.input[1])
-
-
-def bias_of(model: ModelProto, node: NodeProto) -> Array:
-    """A convolution's bias `[O]`, zeros where it has none."""
-    return constant(model, node.input[2]) if len(node.input) > 2 else np.zeros(len(weight_of(model, node)), np.float32)
-
-
-def set_weights(model: ModelProto, node: NodeProto, weight: Array, bias: Array) -> None:
-    """Give a convolution constants of its own."""
-    new = f"{node.name}_pruned_weight", f"{node.name}_pruned_bias"
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in new]:
-        model.graph.initializer.remove(tensor)
-    del node.input[1:]
-    node.input.extend(
-        add_constant(model, name, value.astype(np.float32)) for name, value in zip(new, (weight, bias), strict=True)
-    )

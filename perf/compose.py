@@ -105,7 +105,8 @@ def build() -> None:
 
 
 def project(wanted: Deployment) -> Project:
-    """A project of its own for one deployment; its scaler, where it has one, runs with the same environment."""
+    """A project of its own for each kind of stack, so that one still up is not changed into another; its scaler,
+    where it has one, runs with the same environment."""
     environment = {
         "COMPOSE_FILE": "docker-compose.yml:deploy/compose.models.yml",
         "MODELS_DIR": str((wanted.models_dir / wanted.model).resolve()),
@@ -121,4 +122,4 @@ def project(wanted: Deployment) -> Project:
         "SCALE_FASTER": str(wanted.faster),
         "PROJECT_DIR": str(REPO),
     }
-    return Project(f"sous-perf-{os.getpid()}", wanted.kind, environment, wanted.port)
+    return Project(f"sous-perf-{os.getpid()}-{wanted.kind}", wanted.kind, environment, wanted.port)

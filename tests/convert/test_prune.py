@@ -10,7 +10,7 @@ from convert import prune as module
 from convert.graph import Array, constants
 from convert.optimise import Folded
 from convert.progress import Progress
-from convert.prune import CHUNK, Curve, Site, allocate, curve, fitted, left, prune, sites
+from convert.prune import CHUNK, Curve, Site, allocate, curve, effects_of, left, prune, sites
 from convert.ranges import Range
 from tests.convert.graphs import graph, normal, operators, run
 
@@ -36,10 +36,11 @@ def doubled(found: dict[str, Array], name: str, kept: int) -> dict[str, Array]:
     return found
 
 
-def network(kept: int = WIDE) -> ModelProto:
+def network(kept: int = WIDE, sharpness: float = 1.0) -> ModelProto:
     """A convolution of WIDE channels, of which `kept` are different, a depthwise one, and one that reads them; a block
-    with a shortcut behind it."""
+    with a shortcut behind it. The logits are multiplied by `sharpness`."""
     values = {
+        "sharpness": np.float32(sharpness),
         **doubled(weights("a", WIDE, 3, 3, 3, seed=1), "a", kept),
         "d_w": np.ones((WIDE, 1, 3, 3), np.float32) / 9,
         "d_b": np.zeros(WIDE, np.float32),
@@ -59,7 +60,8 @@ def network(kept: int = WIDE) -> ModelProto:
         helper.make_node("Add", ["b", "e"], ["sum"]),
         helper.make_node("GlobalAveragePool", ["sum"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["flat"]),
-        helper.make_node("Softmax", ["flat"], ["probabilities"]),
+        helper.make_node("Mul", ["flat", "sharpness"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
     return graph(nodes, values, [3, 12, 12], axes=2)
 
@@ -174,6 +176,16 @@ def test_the_effect_of_a_site_of_less_than_two_chunks_is_measured_too() -> None:
     assert np.count_nonzero(np.abs(halved).sum((0, 2, 3))) == 8
 
 
+def test_the_effect_of_a_site_is_measured_at_the_answers() -> None:
+    def effects(model: ModelProto) -> list[float]:
+        found = module.measured(Folded(model, ENTRY), sites(model), photos(), Progress(quiet=True))
+        return list(effects_of(model, found, [ENTRY.dequantise(photos()[0])], lambda: None).values())
+
+    dull, sharp = effects(network(sharpness=0.1)), effects(network(sharpness=0.2))
+    assert min(dull) > 0
+    np.testing.assert_allclose(sharp, np.multiply(dull, 4), rtol=0.01)  # squares of logits
+
+
 def test_channels_go_first_where_they_cost_the_answers_least_for_a_multiplication() -> None:
     first, second = (Site(f"{name}1", (), f"{name}2", name, 2 * CHUNK) for name in "ab")
     alike = Curve(np.arange(2 * CHUNK), np.array([0.0, 1.0]), (1.0, np.zeros(1), np.zeros(1)))
@@ -183,15 +195,3 @@ def test_channels_go_first_where_they_cost_the_answers_least_for_a_multiplicatio
     assert allocate(curves, {first: 1.0, second: 2.0}, work | {"b1": 400}, 0.75) == {first: 2 * CHUNK, second: CHUNK}
     assert allocate(curves, {first: 1.0, second: 2.0}, work, 0.1) == {first: CHUNK, second: CHUNK}
     assert allocate(curves, {first: 1.0, second: 2.0}, work, 1.0) == {first: 2 * CHUNK, second: 2 * CHUNK}
-
-
-def test_a_convolution_before_a_sum_makes_good_for_what_the_sum_lacks() -> None:
-    node = conv("x", "n")
-    x, stream = normal(64, 4, 5, 5, seed=1), normal(64, 3, 5, 5, seed=2)
-    lacks = np.einsum("oc,nchw->nohw", normal(3, 4, seed=4), x)  # the narrow network's stream is wrong by so much
-    weight, bias = normal(3, 4, 1, 1, seed=5), normal(3, seed=6)
-    inputs, other = ([x], [x]), ([stream], [stream - lacks])
-    alone, _ = fitted(node, (weight, bias), (weight, bias), inputs, None)
-    np.testing.assert_allclose(alone, weight, atol=1e-3)
-    found, _ = fitted(node, (weight, bias), (weight, bias), inputs, other)
-    np.testing.assert_allclose(found[:, :, 0, 0], weight[:, :, 0, 0] + normal(3, 4, seed=4), atol=0.01)

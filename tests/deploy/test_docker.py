@@ -85,6 +85,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def balanced(packages: Path, images: None, apart: None) -> Iterator[Project]:
+    """Up from its first use until the last test: those that bring up a stack on the same port come before."""
     with stacks.up("balanced", model="colours", models_dir=packages, engine="docker") as running:
         assert isinstance(running, Project)
         yield running
@@ -168,6 +169,54 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
     finally:
         project.down()
     assert left(project.name) == ""
+
+
+def test_the_scaled_stack_follows_the_load(packages: Path) -> None:
+    figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
+    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", **figures) as running:
+        assert running.replicas() == 1
+        with load(running.url, PHOTO, users=12) as answers:
+            until(lambda: running.replicas() == 2)
+            answers.wait_for(50)
+        until(lambda: running.replicas() == 1)
+        assert predict(running.url)["model"] == "colours"
+    assert answers.failed() == {}
+
+
+def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(packages: Path) -> None:
+    new = f"{tag()}-next-{os.getpid()}"
+    for name in ("service", "scaler"):
+        docker("tag", f"sous/{name}:{tag()}", f"sous/{name}:{new}")
+    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", max_replicas=2) as running:
+        assert isinstance(running, Project)
+        environment = {**running.environment, "TAG": new}
+        try:
+            subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
+            assert [one["Image"] for one in replicas(running).values()] == [f"sous/service:{new}"]
+            [scaler] = engine.containers(running.name, "scaler")
+            assert f"TAG={new}" in engine.ask(f"/containers/{scaler['Id']}/json")["Config"]["Env"]
+            assert predict(running.url)["model"] == "colours"
+        finally:
+            running.down()
+            docker("rmi", *(f"sous/{name}:{new}" for name in ("service", "scaler")))
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest takes for its own."""
+
+
+def test_an_interrupted_run_leaves_nothing_behind(packages: Path) -> None:
+    with pytest.raises(Interrupted), stacks.up("single", model="colours", models_dir=packages, engine="docker"):
+        raise Interrupted
+    assert left(f"sous-perf-{os.getpid()}-single") == ""
+
+
+def test_a_stack_that_does_not_come_up_says_why_and_leaves_nothing_behind(packages: Path) -> None:
+    asked = stacks.up("single", model="colours", models_dir=packages, engine="docker")
+    taken = socket.create_server(("127.0.0.1", int(os.environ["SINGLE_PORT"])))
+    with taken, pytest.raises(StackError, match="address already in use"), asked:
+        pass
+    assert left(f"sous-perf-{os.getpid()}-single") == ""
 
 
 def test_the_balanced_stack_answers_and_every_replica_takes_part(balanced: Project) -> None:
@@ -258,51 +307,3 @@ def test_no_request_is_lost_while_the_service_is_rolled_to_a_new_image(balanced:
     finally:
         docker("rm", "--force", *replicas(balanced))
         docker("rmi", new)
-
-
-def test_the_scaled_stack_follows_the_load(packages: Path) -> None:
-    figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
-    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", **figures) as running:
-        assert running.replicas() == 1
-        with load(running.url, PHOTO, users=12) as answers:
-            until(lambda: running.replicas() == 2)
-            answers.wait_for(50)
-        until(lambda: running.replicas() == 1)
-        assert predict(running.url)["model"] == "colours"
-    assert answers.failed() == {}
-
-
-def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(packages: Path) -> None:
-    new = f"{tag()}-next-{os.getpid()}"
-    for name in ("service", "scaler"):
-        docker("tag", f"sous/{name}:{tag()}", f"sous/{name}:{new}")
-    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", max_replicas=2) as running:
-        assert isinstance(running, Project)
-        environment = {**running.environment, "TAG": new}
-        try:
-            subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
-            assert [one["Image"] for one in replicas(running).values()] == [f"sous/service:{new}"]
-            [scaler] = engine.containers(running.name, "scaler")
-            assert f"TAG={new}" in engine.ask(f"/containers/{scaler['Id']}/json")["Config"]["Env"]
-            assert predict(running.url)["model"] == "colours"
-        finally:
-            running.down()
-            docker("rmi", *(f"sous/{name}:{new}" for name in ("service", "scaler")))
-
-
-class Interrupted(BaseException):
-    """As KeyboardInterrupt, which pytest takes for its own."""
-
-
-def test_an_interrupted_run_leaves_nothing_behind(packages: Path) -> None:
-    with pytest.raises(Interrupted), stacks.up("single", model="colours", models_dir=packages, engine="docker"):
-        raise Interrupted
-    assert left(f"sous-perf-{os.getpid()}") == ""
-
-
-def test_a_stack_that_does_not_come_up_says_why_and_leaves_nothing_behind(packages: Path) -> None:
-    asked = stacks.up("single", model="colours", models_dir=packages, engine="docker")
-    taken = socket.create_server(("127.0.0.1", int(os.environ["SINGLE_PORT"])))
-    with taken, pytest.raises(StackError, match="address already in use"), asked:
-        pass
-    assert left(f"sous-perf-{os.getpid()}") == ""

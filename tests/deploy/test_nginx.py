@@ -310,18 +310,6 @@ def test_a_lookup_that_fails_takes_no_replica_away(looked_after: Looked) -> None
     assert statuses(client, 3) == {200}
 
 
-def test_a_lookup_that_lacks_the_ready_replica_once_takes_it_not_away(looked_after: Looked) -> None:
-    client, _, names = looked_after
-    assert statuses(client, 1.5) == {200}
-    whole = names.read_text()
-    names.write_text("127.0.0.3 STREAM replica\n")
-    found = statuses(client, 0.9)  # a look takes 1 s
-    names.write_text(whole)
-    assert found | statuses(client, 3) == {200}
-    names.write_text("127.0.0.3 STREAM replica\n")
-    assert 503 in statuses(client, 5)  # nobody is sent to a replica that has gone
-
-
 def settings(name: str) -> list[str]:
     return re.findall(rf"^\s*{name} (.*?);", TEMPLATE, re.MULTILINE)
 

@@ -107,6 +107,11 @@ def test_usage_counts_what_the_replicas_do(packages: Path) -> None:
     assert after.throttled_seconds >= before.throttled_seconds >= 0
 
 
+def test_each_kind_of_stack_is_a_project_of_its_own(packages: Path) -> None:
+    kinds: list[Kind] = ["single", "balanced", "scaled"]
+    assert len({project(Deployment(kind, "colours", packages)).name for kind in kinds}) == 3
+
+
 def test_counters_that_two_threads_read_are_totalled_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scaler counts what it ends while the meter reads: an older reading behind a newer one would count twice."""
     running = Replicas(Recipe(lambda _: [], {}, 1, 1, 1), 0, None, tmp_path)
