@@ -24,7 +24,7 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
     """
     report, pixels = read(folder)
     try:
-        with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
+        with progress.stage("measure plans", timing.ROUNDS * len(timing.plans(cores()))) as tick:
             plan = timing.plan_grid(folder / "model.onnx", pixels, tick)
     except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
         raise ConvertError(f"{folder} cannot be measured ({first_line(error)}): convert it again") from None

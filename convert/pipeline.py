@@ -169,7 +169,7 @@ def evaluate(
     if missed := options.gate.missed(score):
         raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options)}")
     sample = np.concatenate(list(photos.batches(found.tuning[:8], contract)))
-    with progress.stage("measure plans", len(timing.plans(cores()))) as tick:
+    with progress.stage("measure plans", timing.ROUNDS * len(timing.plans(cores()))) as tick:
         plan = timing.plan_grid(paths[1], sample, tick)
     with progress.stage("float beside int8", 1) as tick:
         timed = timing.beside(paths, plan, sample)

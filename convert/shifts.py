@@ -4,6 +4,8 @@ ResNet V2 adds a bias behind every product, then the shortcut, and normalises th
 the biases of all products before it into its own s, exactly; an addition of a whole tensor a block is saved.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
@@ -51,7 +53,7 @@ def taking(model: ModelProto, values: dict[str, Array]) -> set[str]:
     return read - refused
 
 
-def channelwise(node: NodeProto, values: dict[str, Array]) -> str:
+def channelwise(node: NodeProto, values: Mapping[str, Array]) -> str:
     """The name of the `[1, C, 1, 1]` constant that a node reads, empty without one."""
     found = (name for name in node.input if name in values)
     return next((name for name in found if values[name].ndim == 4 and values[name].shape[2:] == (1, 1)), "")

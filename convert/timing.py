@@ -1,21 +1,30 @@
 """Latency and throughput of a model on this machine, and the plan that follows."""
 
+import asyncio
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.cpu import cores
+from service.image import Contract, Limits, decode
 from service.model import open_session
 
 CALLS = 1000  # enough of one measurement, however short they are
-NEAR_BEST = 0.95  # of the best throughput: among such plans the lowest latency wins
+NEAR_BEST = 0.9  # of the best throughput: among such plans the smallest batch wins, then the lowest latency
+LARGER = 2  # times the model's input: width and height of the photos that a plan is measured with
+ROUNDS = 3
+LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 26)
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,8 @@ class Timed:
 
 def plans(available: int) -> list[tuple[int, int, int]]:
     """slots, intra-op threads and batch sizes worth measuring on this many cores. As many slots as cores always: slots
-    decode too, which the sessions measured here do not, and one of several cores would wait meanwhile."""
-    return list(
-        dict.fromkeys([(available, 1, 1), (available, available, 1), (available, 1, 4), (available, available, 4)])
-    )
+    decode too, and one of several cores would wait meanwhile."""
+    return [(available, threads, batch) for threads in dict.fromkeys((1, available)) for batch in (1, 2, 4)]
 
 
 def measure(path: Path, plan: tuple[int, int, int], pixels: NDArray[np.uint8], seconds: float) -> Timed:
@@ -73,17 +80,31 @@ def best_of(call: Callable[[], Any], seconds: float) -> float:
 
 
 def best(timed: Sequence[Timed]) -> Timed:
-    """The plan with the lowest latency among those near the best throughput."""
+    """Of the plans near the best throughput that of the smallest batch, which holds the least memory; of several, that
+    of the lowest latency."""
     top = max(one.images_per_s for one in timed)
-    return min((one for one in timed if one.images_per_s >= NEAR_BEST * top), key=lambda one: one.latency_ms)
+    near = [one for one in timed if one.images_per_s >= NEAR_BEST * top]
+    return min(near, key=lambda one: (one.max_batch_size, one.latency_ms))
 
 
-def plan_grid(path: Path, pixels: NDArray[np.uint8], tick: Callable[[], None], seconds: float = 2.0) -> dict[str, Any]:
-    """The `plan` member of report.json: the grid as measured, and the plan chosen from it."""
-    timed = []
-    for plan in plans(cores()):
-        timed.append(measure(path, plan, pixels, seconds))
-        tick()
+def plan_grid(path: Path, pixels: NDArray[np.uint8], tick: Callable[[], None], seconds: float = 0.7) -> dict[str, Any]:
+    """The `plan` member of report.json: the grid as measured, in turns, and the plan chosen from it."""
+    photo, grid = photo_of(pixels[0]), plans(cores())
+    engines = {threads: open_session(path, threads) for _, threads, _ in grid}
+    latencies = {
+        threads: best_of(partial(engine.run, None, {"image": pixels[:1]}), seconds)
+        for threads, engine in engines.items()
+    }
+    rates: list[list[float]] = [[] for _ in grid]
+    for _ in range(ROUNDS):
+        for (slots, threads, batch), found in zip(grid, rates, strict=True):
+            work = partial(answer, engines[threads], Contract(*pixels.shape[1:3]), [photo] * batch)
+            found.append(batch * asyncio.run(served(work, slots, seconds)))
+            tick()
+    timed = [
+        Timed(*plan, round(float(np.median(found)), 2), round(latencies[plan[1]] * 1e3, 3))
+        for plan, found in zip(grid, rates, strict=True)
+    ]
     chosen = best(timed)
     return {
         "cores": cores(),
@@ -92,6 +113,35 @@ def plan_grid(path: Path, pixels: NDArray[np.uint8], tick: Callable[[], None], s
         "max_batch_size": chosen.max_batch_size,
         "grid": [asdict(one) for one in timed],
     }
+
+
+def photo_of(pixels: NDArray[np.uint8]) -> bytes:
+    """A JPEG of uint8 `[H, W, 3]`, enlarged."""
+    height, width = pixels.shape[:2]
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((LARGER * width, LARGER * height)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def answer(engine: onnxruntime.InferenceSession, contract: Contract, photos: Sequence[bytes]) -> None:
+    """What a slot does with a batch."""
+    engine.run(None, {"image": np.stack([decode(photo, contract, LIMITS) for photo in photos])})
+
+
+async def served(work: Callable[[], Any], slots: int, seconds: float) -> float:
+    """Calls a second that as many threads as slots make, each called from an event loop and answering to it, as the
+    service's do: the fewer the calls, the fewer turns."""
+    loop, start = asyncio.get_running_loop(), time.perf_counter()
+
+    async def slot() -> int:
+        done = 0
+        while time.perf_counter() < start + seconds:
+            await loop.run_in_executor(pool, work)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(slots) as pool:
+        return sum(await asyncio.gather(*(slot() for _ in range(slots)))) / (time.perf_counter() - start)
 
 
 def beside(paths: Sequence[Path], plan: dict[str, Any], pixels: NDArray[np.uint8], rounds: int = 3) -> list[Timed]:

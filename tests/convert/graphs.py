@@ -1,8 +1,12 @@
 """Small ONNX graphs and how they answer."""
 
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -40,6 +44,16 @@ def run(model: ModelProto, image: Array, *outputs: str) -> list[NDArray[np.float
 
 def operators(model: ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
+
+
+def fused(model: ModelProto) -> Counter[str]:
+    """Operators that ONNX Runtime runs for a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = f"{folder}/optimised.onnx"
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return Counter(one.op_type for one in onnx.load(f"{folder}/optimised.onnx").graph.node)
 
 
 def pictures(count: int = 4, size: int = 12) -> NDArray[np.uint8]:

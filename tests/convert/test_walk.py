@@ -1,11 +1,9 @@
 """The walk through both networks, and the quantised graph that is written from it."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from convert.ranges import Range
 from convert.rounding import PAIR
 from convert.streams import place, split
 from convert.walk import Quantisation, Recipe, kernel_order, macs, patches, positions, walk
-from tests.convert.graphs import graph, normal, pictures, run
+from tests.convert.graphs import fused, graph, normal, pictures, run
 
 node = helper.make_node
 ENTRY = Range(1 / 128, 128)
@@ -157,16 +155,6 @@ def test_sums_and_what_only_they_read_stay_float() -> None:
 
 def outputs(model: ModelProto) -> set[str]:
     return {one.output[0] for one in model.graph.node if one.op_type == "QuantizeLinear"}
-
-
-def fused(model: ModelProto) -> Counter[str]:
-    """Operators that ONNX Runtime runs for a model."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = f"{folder}/optimised.onnx"
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return Counter(one.op_type for one in onnx.load(f"{folder}/optimised.onnx").graph.node)
 
 
 def stream() -> ModelProto:
