@@ -12,6 +12,7 @@ from perf.usage import Ledger, Usage
 
 REPO = Path(__file__).parents[1]
 READY_S = 120
+PACKAGES = ("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop", "simplejpeg")  # of the service
 
 
 class Project:
@@ -102,6 +103,37 @@ class Project:
 def build() -> None:
     """The images of all stacks, from this checkout; once a process."""
     Project("sous", "single,scaled", {}).run("build")
+
+
+def versions() -> dict[str, str]:
+    """What the images run: Python and packages of the service, nginx of the balancer; and the engine that runs them.
+
+    Raises:
+        StackError: an image cannot be built or does not answer.
+    """
+    build()
+    config = Project("sous", "balanced", {}).run("config", "--images").split()
+    image = {name.partition(":")[0].rpartition("/")[2]: name for name in config}
+    found = dict(line.split() for line in _ask(image["service"], "python", "-c", _VERSIONS, *PACKAGES).splitlines())
+    nginx = _ask(image["balancer"], "nginx", "-v").rpartition("/")[2].strip()
+    return {"docker": str(engine.ask("/version")["Version"]), "nginx": nginx, **found}
+
+
+_VERSIONS = """
+import platform, sys
+from importlib.metadata import version
+print("python", platform.python_version(), *(f"\\n{name} {version(name)}" for name in sys.argv[1:]))
+"""
+
+
+def _ask(image: str, program: str, *arguments: str) -> str:
+    """What a program of an image says."""
+    command = ["docker", "run", "--rm", "--network", "none", "--entrypoint", program, image, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)  # noqa: S603  our own command
+    except (OSError, subprocess.SubprocessError) as error:
+        raise StackError(f"{' '.join(command[:8])} failed: {error}") from error
+    return done.stdout or done.stderr  # nginx says its version there
 
 
 def project(wanted: Deployment) -> Project:

@@ -8,7 +8,7 @@ from typing import Literal
 Kind = Literal["plain", "single", "balanced", "scaled"]
 Engine = Literal["docker", "local"]
 
-# 2 cores: MAX_REPLICAS x CPUS = 1.5, nginx 0.2, the load generator 0.3. The same figures as .env; a test compares them.
+# 2 cores: MAX_REPLICAS x CPUS = 1.5, nginx 0.2, scaler 0.2, load generator 0.1. The same figures as .env: tested.
 CPUS = 0.5
 MEMORY_MB = 512
 REPLICAS = 2

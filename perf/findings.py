@@ -137,7 +137,7 @@ def method(run: dict[str, Any]) -> list[str]:
         "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise "
         "within this run, not that between machines or days. The load generator shares the machine. A cell is invalid "
         "when the generator is saturated, the host or other programs take the CPU away, over 1 % of requests fail, or "
-        "no replica is ready for a time.",
+        "a replica (of `scaled`: every one) is not ready for a time.",
     ]
 
 
@@ -148,9 +148,16 @@ def machine(run: dict[str, Any]) -> Table:
         ["CPU", f"{facts['cpu']}, {facts['cores']} cores, {', '.join(facts['flags']) or 'no vector flags'}"],
         ["Memory", f"{facts['memory_mb']:,} MB"],
         ["System", f"{facts['system']}, Python {facts['python']}"],
-        ["Versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+        ["Versions", _named(facts["versions"])],
     ]
+    if images := run.get("images"):
+        rows[-1][0] = "Versions, plain recipe and generator"
+        rows.append(["Versions, containers", _named(images)])
     return Table("Machine", ["", ""], rows)
+
+
+def _named(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def notes(cells: list[Cell]) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perf import adapters, facts, photos, results, samples
+from perf import adapters, compose, facts, photos, results, samples
 from perf.adapters import Load
 from perf.meter import Running, drive, read
 from perf.probe import probe, warm
@@ -38,9 +38,10 @@ class Times:
     closed: float
     rate: float
     level: float  # of each of the four levels of the varying load
+    settle: float = 0.0  # at most, before it: until the scaled stack is down to one replica
 
 
-FULL = Times(warm=4, idle=5, closed=30, rate=20, level=15)
+FULL = Times(warm=4, idle=5, closed=30, rate=20, level=20, settle=40)
 QUICK = Times(warm=0.5, idle=1, closed=4, rate=2.5, level=2)
 
 
@@ -75,7 +76,7 @@ def cell_s(options: Options, stack: str) -> float:
     """About how long one cell takes."""
     times = options.times
     loads = times.warm + times.idle + times.closed + times.rate + 2 * START_S
-    varying = 4 * times.level + START_S if stack == "scaled" else 0
+    varying = times.settle + 4 * times.level + START_S if stack == "scaled" else 0
     return UP_S[stack] + loads + varying
 
 
@@ -86,6 +87,7 @@ def start(options: Options, sent: list[str]) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": facts.machine(),
+        "images": compose.versions() if options.engine == "docker" else {},
         "options": given | {"seconds": vars(options.times)},
         "photos": sent,
         "models": known,
@@ -136,7 +138,16 @@ def measure(options: Options, cell: dict[str, Any], up: Up, tick: Callable[[floa
             return
         part("rate", levels=[(options.rate or peak * RATE_OF_PEAK, times.rate)])
         if stack == "scaled":
+            settle(running, times.settle)
+            tick(times.settle)
             part("varying", levels=[(peak * share, times.level) for share in VARYING_OF_PEAK])
+
+
+def settle(running: Running, within_s: float) -> None:
+    """Wait until a scaled stack that nobody loads has one replica, so that what follows shows it come and go."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end and running.replicas() > 1:
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def reasons(
             found += _steal(name, seconds[phase], cores)
             found += _others(name, seconds[phase], cores)
         found += _errors(name, sent[phase])
-        found += _replicas(name, seconds[phase])
+        found += _replicas(name, seconds[phase], options["replicas"] if facts["stack"] == "balanced" else 1)
     return found
 
 
@@ -70,8 +70,9 @@ def _kind(status: int) -> str:
     return f"status {status}" if status else "no answer"
 
 
-def _replicas(name: str, seconds: list[Second]) -> list[str]:
-    return [f"{name}: no replica was ready for a time"] if any(s.replicas == 0 for s in seconds) else []
+def _replicas(name: str, seconds: list[Second], least: int) -> list[str]:
+    fewest = min((s.replicas for s in seconds), default=least)
+    return [f"{name}: only {fewest} of {least} replicas were ready for a time"] if fewest < least else []
 
 
 def other_share(seconds: list[Second], cores: int) -> float:

@@ -139,6 +139,12 @@ def test_the_image_is_small_and_holds_what_serves_and_nothing_else() -> None:
     assert docker("run", "--rm", "--network", "none", service_image(), "python3", "-c", code) == "[] []"
 
 
+def test_a_run_says_what_its_images_hold() -> None:
+    found = compose.versions()
+    assert {"docker", "nginx", "python", *compose.PACKAGES} == found.keys()
+    assert all(re.fullmatch(r"\d+(\.\d+)+", version) for version in found.values()), found
+
+
 @pytest.mark.parametrize(("limit", "cores"), [("0.5", 1), ("1", 1), ("2", 2)])
 def test_the_plan_follows_the_cpu_limit_of_the_container(limit: str, cores: int) -> None:
     if float(limit) > (os.cpu_count() or 1):
@@ -191,7 +197,11 @@ def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(packages: P
         assert isinstance(running, Project)
         environment = {**running.environment, "TAG": new}
         try:
-            subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
+            with load(running.url, PHOTO) as answers:
+                answers.wait_for(20)
+                subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
+                answers.wait_for(20)
+            assert answers.failed() == {}
             assert [one["Image"] for one in replicas(running).values()] == [f"sous/service:{new}"]
             [scaler] = engine.containers(running.name, "scaler")
             assert f"TAG={new}" in engine.ask(f"/containers/{scaler['Id']}/json")["Config"]["Env"]
@@ -259,7 +269,10 @@ def test_no_request_is_lost_while_replicas_go_from_one_to_three_to_one(balanced:
         answers.wait_for(50)
         balanced.scale(3)
         until(lambda: balanced.replicas() == 3)
-        answers.wait_for(100)
+        before = balanced.cpu_seconds()
+        answers.wait_for(150)
+        after = balanced.cpu_seconds()
+        assert min(after[name] - before[name] for name in before) > 0.02  # the new ones take part
         balanced.scale(1)
         assert balanced.replicas() == 1
         answers.wait_for(50)

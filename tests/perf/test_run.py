@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from perf import results
-from perf.run import QUICK, STACKS, STUDY_ORDER, Options, Times, cell_s, length_s, run, start
+from perf.run import QUICK, STACKS, STUDY_ORDER, Options, Times, cell_s, length_s, run, settle, start
 from perf.samples import Part, Sample
 
 SHORT = Times(warm=0.1, idle=0.2, closed=1, rate=1, level=0.5)
@@ -159,3 +160,13 @@ def test_the_length_is_that_of_all_cells(options: Options) -> None:
     assert length_s(options) == cell_s(options, "single") + cell_s(options, "scaled")
     assert cell_s(options, "scaled") > cell_s(options, "single") > 2.3
     assert length_s(replace(options, stacks=STACKS, models=STUDY_ORDER, times=QUICK)) < 300
+
+
+def test_the_varying_load_begins_with_one_replica_or_when_its_time_is_over() -> None:
+    left = iter([3, 3, 2, 1, 1])
+    leaving, staying = SimpleNamespace(replicas=lambda: next(left)), SimpleNamespace(replicas=lambda: 3)
+    settle(leaving, 30)
+    assert list(left) == [1]
+    began = time.monotonic()
+    settle(staying, 0.6)
+    assert 0.5 < time.monotonic() - began < 5

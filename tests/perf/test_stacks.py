@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -291,12 +292,13 @@ def test_the_defaults_fit_two_cores_and_are_those_of_compose() -> None:
         int(given["MAX_REPLICAS"]),
     )
     assert given["REPLICA_MEMORY"] == f"{default.memory_mb}M"
-    generator = 0.3  # of a core, for some 300 requests a second
-    assert default.max_replicas * default.cpus + BALANCER_CPUS + generator <= 2
-    assert given["BALANCER_CPUS"] == str(BALANCER_CPUS)
+    generator = 0.1  # of a core, for some 100 requests a second
+    assert default.max_replicas * default.cpus + BALANCER_CPUS + SCALER_CPUS + generator <= 2
+    assert (given["BALANCER_CPUS"], given["BALANCER_MEMORY"]) == (str(BALANCER_CPUS), f"{BALANCER_MEMORY_MB}M")
+    assert given["SCALER_CPUS"] == str(SCALER_CPUS)
     compose = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
-    assert f'limits: {{cpus: "${{BALANCER_CPUS}}", memory: {BALANCER_MEMORY_MB}M}}' in compose
-    assert f'limits: {{cpus: "{SCALER_CPUS}", memory' in compose
+    limits = re.findall(r"limits: \{cpus: (\S+), memory: (\S+)\}", compose)
+    assert limits == [(f'"${{{kind}_CPUS}}"', f'"${{{kind}_MEMORY}}"') for kind in ("REPLICA", "BALANCER", "SCALER")]
     kinds = ("plain", "single", "balanced", "scaled")
     assert [beside_cpus(kind) for kind in kinds] == [0, 0, BALANCER_CPUS, BALANCER_CPUS + SCALER_CPUS]
 

@@ -49,7 +49,16 @@ def test_too_many_errors(run_facts: dict[str, Any], loads: SimpleNamespace, stat
 
 def test_no_replica_ready(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
     read = [s._replace(replicas=0) if s.at_s == 5 else s for s in loads.resources()]
-    assert judged(run_facts, loads.closed(50, 20), read) == ["closed loop: no replica was ready for a time"]
+    assert judged(run_facts, loads.closed(50, 20), read) == ["closed loop: only 0 of 1 replicas were ready for a time"]
+
+
+def test_a_balanced_replica_that_was_not_ready(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    two = loads.resources(replicas=2)
+    one = [s._replace(replicas=1) if s.at_s == 5 else s for s in two]
+    assert judged(run_facts, loads.closed(50, 20), two, stack="balanced") == []
+    (reason,) = judged(run_facts, loads.closed(50, 20), one, stack="balanced")
+    assert reason == "closed loop: only 1 of 2 replicas were ready for a time"
+    assert judged(run_facts, loads.closed(50, 20), one, stack="scaled") == []
 
 
 def test_the_constant_rate_is_judged_too(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
@@ -67,5 +76,5 @@ def test_a_varying_load_that_was_not_answered(run_facts: dict[str, Any], loads: 
     read = {"closed": loads.resources(), "rate": [], "varying": [s._replace(replicas=0) for s in loads.resources()]}
     assert reasons(run_facts, FACTS, sent, read) == [
         "varying load: 100.0% of the requests failed (status 503; limit 1%)",
-        "varying load: no replica was ready for a time",
+        "varying load: only 0 of 1 replicas were ready for a time",
     ]
