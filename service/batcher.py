@@ -117,10 +117,13 @@ class Batcher:
             deadline: on this batcher's clock, seconds.
 
         Raises:
+            ValueError: no payload; its ticket would never be done.
             DeadlineExceeded: the deadline has passed.
             QueueFull: more would wait than the queue's `max_size`.
             ShuttingDown: after close().
         """
+        if not payloads:
+            raise ValueError("nothing to submit")
         now = self._clock()
         if now >= deadline:
             raise DeadlineExceeded("The deadline passed before the request could be queued.")

@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from perf.queues import METRIC
+
 OVERLAYS = Path(__file__).parents[2] / "deploy/k8s/overlays"
 NAMES = sorted(path.name for path in OVERLAYS.iterdir())
 OLDEST = "1.25"  # the first with every version used here and none of the beta ones
@@ -109,3 +111,40 @@ def test_a_cpu_request_is_set_since_the_autoscaler_divides_by_it() -> None:
     resources = pod("scaled")["spec"]["containers"][0]["resources"]
     assert resources["requests"]["cpu"] == resources["limits"]["cpu"] == "1"
     assert set(resources["limits"]) == {"cpu", "memory"}
+    assert resources["requests"]["memory"] == "384Mi"  # what a replica takes with all three models, and room
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_prometheus_is_told_where_the_metrics_are(overlay: str) -> None:
+    annotations = pod(overlay)["metadata"]["annotations"]
+    [port] = pod(overlay)["spec"]["containers"][0]["ports"]
+    assert annotations["prometheus.io/scrape"] == "true"
+    assert (annotations["prometheus.io/port"], annotations["prometheus.io/path"]) == (
+        str(port["containerPort"]),
+        "/metrics",
+    )
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_one_pod_at_a_time_may_go_and_pods_spread_over_nodes_and_zones(overlay: str) -> None:
+    assert rendered(overlay)["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    spread = {part["topologyKey"]: part for part in pod(overlay)["spec"]["topologySpreadConstraints"]}
+    assert spread.keys() == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert all(part["maxSkew"] == 1 for part in spread.values())
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_only_http_comes_in_and_nothing_goes_out(overlay: str) -> None:
+    spec = rendered(overlay)["NetworkPolicy"]["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == ["http"]
+    assert not spec.get("egress")
+    assert pod(overlay)["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_the_queue_variant_follows_a_metric_that_the_service_has() -> None:
+    [metric] = rendered("scaled-queue")["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    rule = (OVERLAYS / "scaled-queue/adapter-rule.yaml").read_text()
+    named = metric["pods"]["metric"]["name"]
+    assert named in rule
+    assert METRIC in rule

@@ -138,6 +138,27 @@ async def test_an_abandoned_request_is_never_run(batcher: Batcher, kitchen: Kitc
 
 
 @asynchronous
+async def test_a_batch_of_abandoned_requests_alone_is_no_batch(batcher: Batcher, kitchen: Kitchen) -> None:
+    queue = batcher.add(queue_of(kitchen))
+    await occupied(batcher, kitchen, queue)
+    for ticket in [batcher.submit(queue, [name], LATE) for name in "abcd"]:
+        ticket.abandon(ClientGone("it hung up"))
+        assert isinstance(ticket.done.exception(), ClientGone)
+    kitchen.let_go()
+    assert await outcomes(batcher.submit(queue, ["later"], LATE)) == ["LATER"]
+    assert kitchen.batches == [["first"], ["later"]]
+    assert queue.running == 0
+
+
+@asynchronous
+async def test_nothing_to_submit_is_a_mistake(batcher: Batcher, kitchen: Kitchen) -> None:
+    queue = batcher.add(queue_of(kitchen))
+    with pytest.raises(ValueError, match="nothing"):
+        batcher.submit(queue, [], LATE)
+    assert not queue.waiting
+
+
+@asynchronous
 async def test_a_cancelled_waiter_hurts_nobody(batcher: Batcher, kitchen: Kitchen) -> None:
     queue = batcher.add(queue_of(kitchen))
     await occupied(batcher, kitchen, queue)
