@@ -19,6 +19,7 @@ from convert.progress import Progress
 from convert.verify import Gate
 from service.model import PackageError
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -130,7 +131,10 @@ def read_options(argv: Sequence[str]) -> Options:
 
 def answered(run: Callable[[], str]) -> int:
     """Print what `run` gives, or in one line why it could not; the exit status."""
-    before = signal.signal(signal.SIGTERM, interrupted)
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as a shell starts what runs in the background
+            signal.signal(number, interrupted)
     try:
         print(run())  # noqa: T201  the command's result
     except (ConvertError, PackageError) as error:
@@ -139,14 +143,19 @@ def answered(run: Callable[[], str]) -> int:
         return fail("interrupted: nothing was written")
     except OSError as error:
         return fail(explained(error))
+    except MemoryError:
+        return fail("out of memory: calibrate on fewer photos (--calibration), or convert on a machine with more")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupted:  # else the process is ending
+                signal.signal(number, handler)
     return 0
 
 
 def interrupted(*_: object) -> None:
-    """The first SIGTERM cleans up as Ctrl-C does, further ones do not disturb that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """The first signal cleans up, further ones do not disturb that."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

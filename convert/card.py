@@ -12,6 +12,7 @@ ROWS = (
     ("latency, one image", "latency"),
     ("throughput", "throughput"),
 )
+WEIGHTS = {7: "in codes that saturate on no CPU", 8: "in all codes (for CPUs with VNNI: others saturate)"}
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -50,7 +51,7 @@ def cells(evaluation: Mapping[str, Any], side: str) -> dict[str, str]:
 def model_card(report: Mapping[str, Any]) -> str:
     """MODEL_CARD.md."""
     evaluation, preprocessing = report["evaluation"], report["preprocessing"]
-    plan, machine = report["plan"], report["machine"]
+    machine = report["machine"]
     return "\n".join(
         [
             f"# {report['name']}, version {report['version']}",
@@ -64,8 +65,8 @@ def model_card(report: Mapping[str, Any]) -> str:
             "",
             f"On {evaluation['photos']} evaluation photos that were neither calibrated nor tuned on"
             f" (split: {report['photos']['split']}). {accuracy_note(evaluation)}",
-            f"Timed on {machine['cores']} cores of {machine['cpu']}: {plan['slots']} slots of"
-            f" {plan['intra_op_threads']} threads, batches of up to {plan['max_batch_size']}.",
+            f"Timed in turns on {machine['cores']} cores of {machine['cpu']}. How it is served best there is the `plan`"
+            " of `report.json`; `python -m convert.measure` measures it again elsewhere.",
             "",
             "## Input",
             "",
@@ -106,8 +107,8 @@ def quantisation_lines(report: Mapping[str, Any]) -> list[str]:
     kept = f"{len(recipe['kept_float'])} tensors kept float" if recipe["kept_float"] else "no tensor kept float"
     return [
         *([f"- {pruned}"] if macs < 100 else []),
-        f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), {recipe['weight_bits']}-bit weights per channel,"
-        f" rounded by least squares with bias correction; {kept}.",
+        f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), s8 weights per channel"
+        f" {WEIGHTS[recipe['weight_bits']]}, rounded by least squares with bias correction; {kept}.",
         f"- Calibrated on {report['photos']['calibration']} photos, tuned on {report['photos']['tuning']};"
         f" steps left in float: {', '.join(recipe['float_steps']) or 'none'}.",
     ]

@@ -17,6 +17,7 @@ from convert.errors import ConvertError
 from convert.unsafe import refuse_unsafe_ops
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which is announced on standard error whatever the log level
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 PREDICTED = 4  # images a call

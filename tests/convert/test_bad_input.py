@@ -345,6 +345,16 @@ def test_what_nobody_foresaw_while_quantising_is_named(
     assert f"small.keras cannot be quantised ({type(raised).__name__}: {raised}): please report it" in line
 
 
+def test_too_little_memory_is_told_with_what_takes_less(
+    saved: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "centre", failing)
+    assert "out of memory: calibrate on fewer photos (--calibration)" in refused(saved)
+
+
 @pytest.mark.parametrize("raised", [MemoryError, KeyboardInterrupt, OSError, ConvertError, GateRefusedError])
 def test_what_is_dealt_with_elsewhere_passes(
     raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -383,11 +393,10 @@ def test_labels_of_another_model(saved: Path, refused: Refused, tmp_path: Path) 
     assert "names 2 classes, the model has 4 outputs" in refused(saved, "--labels", str(tmp_path / "labels"))
 
 
-@pytest.mark.parametrize("wrong", ["-1,1", "0,255"])
+@pytest.mark.parametrize(("wrong", "right"), [("-1,1", "0,1"), ("0,255", "-1,1"), ("0,1", "0,255"), ("0,1", "-1,1")])
 def test_a_wrong_input_range_is_found_on_labelled_photos(
-    wrong: str, keras: Any, refused: Refused, tmp_path: Path
+    wrong: str, right: str, keras: Any, refused: Refused, tmp_path: Path
 ) -> None:
-    right = {"-1,1": "0,1", "0,255": "-1,1"}[wrong]
     sources.trained(keras, input_range=right).save(tmp_path / "ranged.keras")
     line = refused(tmp_path / "ranged.keras", "--input-range", wrong)
     assert f"give --input-range={right}" in line

@@ -282,7 +282,9 @@ def test_an_interrupted_process_says_so_and_leaves_nothing(
             env={**os.environ, "TMPDIR": str(tmp_path / "scratch")},
         )
         wait_for(lambda: "measure plans" in errors.read_text())  # a network and a package folder are half made
-        running.send_signal(sent)
+        for _ in range(3):  # who is impatient does not spoil the clean-up
+            running.send_signal(sent)
+            time.sleep(0.01)
         status = running.wait(30)
     assert status == 2
     assert without_bars(errors.read_text()) == "convert: interrupted: nothing was written"
