@@ -14,7 +14,7 @@ CAPTIONS = {
         "Pale bars: the plain recipe; line: 95 % interval"
     ),
     "models": (
-        "The plain recipe, one replica of ours, and the study's figures. "
+        "The plain recipe, one replica of ours, and the study's figures (its response times: 10 users / its rate). "
         "Up and left is better for memory and response, up and right for the rate"
     ),
     "deployments": "The same for every deployment measured",

@@ -53,6 +53,7 @@ def _rate_bar(chart: Chart, axes: Axes, y: float, cell: Cell, colour: str) -> No
         axes.plot([study], [y], STUDY_MARK, ms=6, mfc=SURFACE, mec=INK, mew=1.2, gid=tip)
 
 
+RESPONSE = "response ms"
 TRADE_OFFS: tuple[tuple[str, str, Callable[[Cell], float], Callable[[Any], float]], ...] = (
     (
         "memory, MB (log scale)",
@@ -68,7 +69,7 @@ TRADE_OFFS: tuple[tuple[str, str, Callable[[Cell], float], Callable[[Any], float
     ),
     (
         "mean response, 10 users, ms (log scale)",
-        "response ms",
+        RESPONSE,
         lambda c: 1000 * c.columns.response_s if c.columns else float("nan"),
         lambda s: 10_000 / s.rate,
     ),
@@ -83,9 +84,10 @@ def draw_trade_offs(chart: Chart, cells: list[Cell], colours: dict[str, str], na
         for cell in cells:
             look = Look(MARKS[cell.stack], colours[cell.model])
             _mark(chart, axes, (measure(cell), cell.accuracy or 0), look, f"{cell.model} on {cell.stack}, {unit}")
+        derived = " (derived: 10 users / rate)" if unit == RESPONSE else ""
         for name in dict.fromkeys(c.model for c in cells if c.model in MODELS):
             study, look = MODELS[name], Look(STUDY_MARK, colours[name], hollow=True)
-            _mark(chart, axes, (of_study(study), study.accuracy), look, f"2023 study, {study.name}, {unit}")
+            _mark(chart, axes, (of_study(study), study.accuracy), look, f"2023 study, {study.name}, {unit}{derived}")
         axes.set(xscale="log", xlabel=label)
         axes.margins(x=0.14, y=0.16)
         log_ticks(axes.xaxis)

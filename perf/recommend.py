@@ -1,9 +1,9 @@
 """Which model on which stack: constraints first, then a choice a priority, with reasons and what would change it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from math import inf, log
+from math import ceil, floor, inf, log
 from typing import NamedTuple
 
 from perf.deployment import beside_cpus
@@ -37,6 +37,7 @@ class Candidate(NamedTuple):
     cost: float  # of a million answers, at full load
     rate_low: float  # 95 % interval of the rate
     rate_high: float
+    timed_rate: float  # at which the p99 was measured
 
     @property
     def name(self) -> str:
@@ -91,11 +92,10 @@ def recommend(cells: list[Cell], constraints: Constraints, cpus: float) -> Recom
     valid = [c for c in cells if not c.reasons and c.use and c.accuracy is not None]
     candidates = [candidate(c, cpus, constraints.core_hour_price) for c in valid]
     refused = [(c.name, why) for c in candidates if (why := refusal(c, constraints))]
-    open_ = [c for c in candidates if not refusal(c, constraints)]
     front = [c for c in candidates if not dominator(c, candidates)]
     return Recommendation(
         constraints=constraints,
-        choices=list(_choices(open_)) if open_ else [],
+        choices=[_loosened(choice, candidates, constraints) for choice in _choose(candidates, constraints)],
         front=front,
         dominated=[(c, by) for c in candidates if (by := dominator(c, candidates))],
         refused=refused,
@@ -111,16 +111,29 @@ def candidate(cell: Cell, cpus: float, price: float) -> Candidate:
         raise ValueError(f"{cell.model} on {cell.stack} has no resources, rate or accuracy")
     cores = max(use.replicas * cpus + beside_cpus(cell.stack), use.cores)
     cost = cores * price / 3600 / rate.value * 1e6
+    timed = cell.latency.get("rate")
     return Candidate(
-        cell.stack, cell.model, cell.accuracy, rate.value, cell.p99_ms, use.memory_mb, cost, rate.low, rate.high
+        cell.stack,
+        cell.model,
+        cell.accuracy,
+        rate.value,
+        cell.p99_ms,
+        use.memory_mb,
+        cost,
+        rate.low,
+        rate.high,
+        timed.offered if timed else rate.value,
     )
 
 
 def refusal(c: Candidate, limits: Constraints) -> str:
-    """Which constraints a candidate misses, with figures; empty when it meets them all."""
+    """Which constraints a candidate misses, with figures; empty when it meets them all. A rate and a p99 must hold
+    together: where both are given, the rate is that at which the p99 was measured."""
+    both = limits.max_p99_ms < inf
+    rate, which = (c.timed_rate, ", at which its p99 was measured,") if both else (c.rate, "")
     missed = [
         (c.accuracy < limits.min_accuracy, f"accuracy {c.accuracy:.3f} under {limits.min_accuracy:g}"),
-        (c.rate < limits.min_rate, f"{c.rate:.1f}/s under {limits.min_rate:g}/s"),
+        (rate < limits.min_rate, f"{rate:.1f}/s{which} under {limits.min_rate:g}/s"),
         (c.p99_ms > limits.max_p99_ms, f"p99 {c.p99_ms:.0f} ms over {limits.max_p99_ms:g} ms"),
         (c.memory_mb > limits.max_memory_mb, f"memory {c.memory_mb:.0f} MB over {limits.max_memory_mb:g} MB"),
     ]
@@ -137,6 +150,33 @@ def _at_least(a: Candidate, b: Candidate) -> bool:
     return all(axis.good(a) >= axis.good(b) - axis.slack for axis in AXES)
 
 
+def _choose(candidates: list[Candidate], limits: Constraints) -> list[Choice]:
+    """A choice a priority among those that meet the limits; none where nothing does."""
+    open_ = [c for c in candidates if not refusal(c, limits)]
+    return list(_choices(open_)) if open_ else []
+
+
+def _loosened(choice: Choice, candidates: list[Candidate], limits: Constraints) -> Choice:
+    """The choice, with what would win instead if one of the given limits were looser, and how much looser."""
+    found = []
+    for name, shown in LIMITS.items():
+        open_limit = replace(limits, **{name: getattr(Constraints(), name)})
+        if open_limit == limits:
+            continue
+        (other,) = (c.candidate for c in _choose(candidates, open_limit) if c.priority == choice.priority)
+        if other != choice.candidate:
+            found.append(f"{other.name} would win with {shown(other)}")
+    return replace(choice, change=[*choice.change, *found])
+
+
+LIMITS: dict[str, Callable[[Candidate], str]] = {
+    "min_accuracy": lambda c: f"--min-accuracy {floor(1000 * c.accuracy) / 1000:g}",
+    "max_p99_ms": lambda c: f"--max-p99-ms {ceil(c.p99_ms)}" if c.p99_ms < inf else "no limit of its p99",
+    "max_memory_mb": lambda c: f"--max-memory-mb {ceil(c.memory_mb)}",
+    "min_rate": lambda c: f"--min-rate {floor(min(c.rate, c.timed_rate))}",
+}
+
+
 def _choices(open_: list[Candidate]) -> Iterator[Choice]:
     yield _cheapest(open_)
     yield _fastest(open_)
@@ -145,12 +185,24 @@ def _choices(open_: list[Candidate]) -> Iterator[Choice]:
 
 
 def _cheapest(open_: list[Candidate]) -> Choice:
-    best, *rest = sorted(open_, key=lambda c: (c.cost, -c.accuracy, c.name))
-    reasons = [f"{best.cost:.2f} for a million answers at full load, the lowest of {len(open_)}"]
+    lowest = min(open_, key=lambda c: (c.cost, -c.accuracy, c.name))
+    # costs whose rates' 95 % intervals reach each other are no reason to give up accuracy
+    same = [c for c in open_ if c.cost * c.rate / c.rate_high <= lowest.cost * lowest.rate / lowest.rate_low]
+    best = max(same, key=lambda c: (c.accuracy > lowest.accuracy + SAME_ACCURACY, c.accuracy, -c.cost))
+    if best.accuracy <= lowest.accuracy + SAME_ACCURACY:
+        best = lowest
+    rest = sorted((c for c in open_ if c != best), key=lambda c: (c.cost, -c.accuracy, c.name))
+    reasons = [f"{best.cost:.3f} for a million answers at full load, the lowest of {len(open_)}"]
     change = []
-    if rest:
+    if best != lowest:
+        points = 100 * (best.accuracy - lowest.accuracy)
+        reasons[0] = (
+            f"{best.cost:.3f} for a million answers at full load; {lowest.name} at {lowest.cost:.3f} is no cheaper "
+            f"within the 95 % intervals of their rates, and {points:.1f} points less accurate"
+        )
+    if rest := [c for c in rest if c.cost > best.cost]:
         other = rest[0]
-        reasons.append(f"next: {other.name} at {other.cost:.2f} (x {other.cost / best.cost:.2f})")
+        reasons.append(f"next: {other.name} at {other.cost:.3f} (x {other.cost / best.cost:.2f})")
         change.append(
             f"{other.name} would win if its cost fell by {1 - best.cost / other.cost:.0%}, as it would at "
             f"{other.rate * other.cost / best.cost:.0f}/s"
@@ -159,7 +211,7 @@ def _cheapest(open_: list[Candidate]) -> Choice:
         c = above[0]
         points, extra = 100 * (c.accuracy - best.accuracy), c.cost - best.cost
         change.append(
-            f"worth changing if {points:.1f} points of accuracy are worth {extra:.2f} a million answers: {c.name}"
+            f"worth changing if {points:.1f} points of accuracy are worth {extra:.3f} a million answers: {c.name}"
         )
     return Choice(
         "lowest cost", best, reasons, [*change, "the price of a core moves every cost alike: it changes no ranking"]

@@ -111,7 +111,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_nothing_dominates_its_equal() -> None:
-    a = Candidate("single", "a", 0.5, 10, 5, 50, 1, 9, 11)
+    a = Candidate("single", "a", 0.5, 10, 5, 50, 1, 9, 11, 6)
     assert dominator(a, [a, a._replace(stack="balanced")]) is None
     assert dominator(a, [a, a._replace(rate=11)]) is not None
 
@@ -144,3 +144,34 @@ def test_overlapping_rates_are_called_a_tie() -> None:
     close = cell("scaled", "small", accuracy=0.58, rate=187, p99=35, memory=210, replicas=2)
     (fastest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "highest throughput"]
     assert "their 95 % intervals overlap: another run may swap them" in fastest.change
+
+
+def test_costs_that_the_rates_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
+    close = cell("single", "better", accuracy=0.60, rate=97, p99=41, memory=95)
+    (cheapest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "lowest cost"]
+    assert cheapest.candidate.name == "better on single"
+    assert "small on single at 0.056 is no cheaper within the 95 % intervals" in cheapest.reasons[0]
+    apart = cell("single", "better", accuracy=0.60, rate=90, p99=41, memory=95)
+    assert by_priority(chosen([*CELLS, apart]))["lowest cost"] == "small on single"
+
+
+@pytest.mark.parametrize(
+    ("limits", "priority", "change"),
+    [
+        ({"min_accuracy": 0.59}, "lowest cost", "small on single would win with --min-accuracy 0.58"),
+        ({"max_p99_ms": 35}, "highest accuracy", "large on single would win with --max-p99-ms 300"),
+        ({"max_memory_mb": 100}, "highest throughput", "small on balanced would win with --max-memory-mb 200"),
+        ({"min_rate": 150}, "highest accuracy", "large on single would win with --min-rate 10"),
+    ],
+)
+def test_each_limit_says_what_would_win_were_it_looser(limits: dict[str, float], priority: str, change: str) -> None:
+    (choice,) = [c for c in chosen(**limits).choices if c.priority == priority]
+    assert change in choice.change
+    assert not any("--" in text for c in chosen().choices for text in c.change)
+
+
+def test_a_rate_and_a_p99_must_have_been_measured_together() -> None:
+    assert chosen(min_rate=50).choices
+    both = chosen(min_rate=50, max_p99_ms=100)
+    assert both.choices == []  # every p99 was measured at 10 requests a second
+    assert dict(both.refused)["small on single"] == "10.0/s, at which its p99 was measured, under 50/s"

@@ -129,8 +129,10 @@ def test_the_studys_figures_stand_beside_ours_with_the_ratio(page: str, written:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:4] == ["58.9", "83.8"]
     assert cells[6] == "288"
-    assert cells[10] == "15.61"
-    assert float(cells[11]) == pytest.approx(10, rel=0.1)  # times the plain recipe
+    assert float(cells[8]) == pytest.approx(float(cells[4]) / 288.1, abs=0.01)  # its memory, of the study's
+    assert cells[11] == "15.61"
+    assert float(cells[12]) == pytest.approx(10, rel=0.1)  # times the plain recipe
+    assert float(cells[13]) == pytest.approx(float(cells[9]) / 15.61, abs=0.01)
     assert "not comparable" in page
     assert "8.58" in page
 
