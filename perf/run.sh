@@ -2,7 +2,6 @@
 # Measure every model on every stack and write the report. Options: perf/run.sh --help
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-python=$root/.venv/bin/python
-[ -x "$python" ] || python=python3
+make --silent -C "$root" install
 # -P: what lies in the current folder, from which paths are taken, is not imported
-PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" -P -m perf run "$@"
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$root/.venv/bin/python" -P -m perf run "$@"

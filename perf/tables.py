@@ -185,7 +185,8 @@ def needs(rate: float, max_p99_ms: float, price: float, rows: list[tuple[str, Ne
         f"{rate:,.0f} requests/s with p99 within {max_p99_ms:g} ms",
         header,
         cells,
-        f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy.",
+        f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy. The "
+        "balancer comes on top: 0.1 to 0.16 ms of CPU a photo.",
     )
 
 
