@@ -91,18 +91,18 @@ def plan_grid(path: Path, pixels: NDArray[np.uint8], tick: Callable[[], None], s
     """The `plan` member of report.json: the grid as measured, in turns, and the plan chosen from it."""
     photo, grid = photo_of(pixels[0]), plans(cores())
     engines = {threads: open_session(path, threads) for _, threads, _ in grid}
-    latencies = {
-        threads: best_of(partial(engine.run, None, {"image": pixels[:1]}), seconds)
-        for threads, engine in engines.items()
-    }
+    one = {"image": pixels[:1]}
+    latencies: dict[int, list[float]] = {threads: [] for threads in engines}
     rates: list[list[float]] = [[] for _ in grid]
     for _ in range(ROUNDS):
+        for threads, engine in engines.items():
+            latencies[threads].append(best_of(partial(engine.run, None, one), seconds))
         for (slots, threads, batch), found in zip(grid, rates, strict=True):
             work = partial(answer, engines[threads], Contract(*pixels.shape[1:3]), [photo] * batch)
             found.append(batch * asyncio.run(served(work, slots, seconds)))
             tick()
     timed = [
-        Timed(*plan, round(float(np.median(found)), 2), round(latencies[plan[1]] * 1e3, 3))
+        Timed(*plan, round(float(np.median(found)), 2), round(float(np.median(latencies[plan[1]])) * 1e3, 3))
         for plan, found in zip(grid, rates, strict=True)
     ]
     chosen = best(timed)
