@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
     build()
     config = Project("sous", "balanced", {}).run("config", "--images").split()
     image = {name.partition(":")[0].rpartition("/")[2]: name for name in config}
-    found = dict(line.split() for line in _ask(image["service"], "python", "-c", _VERSIONS, *PACKAGES).splitlines())
+    found = dict(line.split() for line in _ask(image["service"], "python3", "-c", _VERSIONS, *PACKAGES).splitlines())
     nginx = _ask(image["balancer"], "nginx", "-v").rpartition("/")[2].strip()
     return {"docker": str(engine.ask("/version")["Version"]), "nginx": nginx, **found}
 
