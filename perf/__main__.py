@@ -1,4 +1,4 @@
-"""Command line: `python -m perf run | report | compare | plan`."""
+"""Command line: `python -m perf run | up | report | compare | plan`."""
 
 import argparse
 import os
@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     )
     commands_ = top.add_subparsers(required=True, metavar="COMMAND")
     _run(commands_.add_parser("run", help="measure every model on every stack and write the report (perf/run.sh)"))
+    up = commands_.add_parser("up", help="bring one stack up until Ctrl-C, by docker compose or as local processes")
+    up.add_argument("kind", choices=("single", "balanced", "scaled"))
+    up.add_argument("--model", default="", help="the only one served (all)")
+    _stack(up)
+    up.set_defaults(command=commands.up)
     report = commands_.add_parser("report", help="draw the report again from its data")
     report.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
     _constraints(report)
@@ -73,19 +78,25 @@ def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works"
     )
-    run.add_argument(
-        "--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)"
-    )
-    run.add_argument("--replicas", type=_count, default=REPLICAS, help="of the balanced stack (%(default)s)")
-    run.add_argument("--max-replicas", type=_count, default=MAX_REPLICAS, help="of the scaled stack (%(default)s)")
-    run.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (what fits the machine)")
-    run.add_argument("--memory-mb", type=_count, default=MEMORY_MB, help="memory limit of a replica (%(default)s)")
-    run.add_argument("--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)")
+    _stack(run)
     run.add_argument(
         "--sources", type=Path, default=_sources(), help="folder of the Keras files, for the plain recipe (%(default)s)"
     )
     _constraints(run)
     run.set_defaults(command=commands.run)
+
+
+def _stack(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--engine", choices=("docker", "local"), help="docker compose, or local processes (docker where it runs)"
+    )
+    command.add_argument("--replicas", type=_count, default=REPLICAS, help="of the balanced stack (%(default)s)")
+    command.add_argument("--max-replicas", type=_count, default=MAX_REPLICAS, help="of the scaled stack (%(default)s)")
+    command.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (what fits the machine)")
+    command.add_argument("--memory-mb", type=_count, default=MEMORY_MB, help="memory limit of a replica (%(default)s)")
+    command.add_argument(
+        "--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)"
+    )
 
 
 def _constraints(command: argparse.ArgumentParser) -> None:

@@ -1,8 +1,10 @@
 """What each command does, and what it prints."""
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,16 +105,32 @@ def run_options(given: argparse.Namespace) -> Options:
         users=given.connections,
         rate=given.rate,
         times=times(given.quick, given.duration),
-        engine=given.engine or ("docker" if engine.available() else "local"),
-        replicas=given.replicas,
-        max_replicas=given.max_replicas,
-        cpus=given.cpus or len(os.sched_getaffinity(0)) / CPU_SHARES,
-        memory_mb=given.memory_mb,
-        models_dir=given.models_dir.resolve(),
+        **stack_options(given),
         sources=given.sources.resolve(),
         photos=photo_folder(given.photos),
         out=given.out or here / ("out/quick" if given.quick else "results"),
     )
+
+
+def stack_options(given: argparse.Namespace) -> dict[str, Any]:
+    """What every stack of this command line is brought up with."""
+    return {
+        "engine": given.engine or ("docker" if engine.available() else "local"),
+        "replicas": given.replicas,
+        "max_replicas": given.max_replicas,
+        "cpus": given.cpus or len(os.sched_getaffinity(0)) / CPU_SHARES,
+        "memory_mb": given.memory_mb,
+        "models_dir": given.models_dir.resolve(),
+    }
+
+
+def up(given: argparse.Namespace) -> int:
+    """One stack until Ctrl-C or SIGTERM."""
+    with stacks.up(given.kind, model=given.model, faster=1.0, **stack_options(given)) as running:
+        say(f"{given.kind} answers at {running.url}; Ctrl-C ends it ({running.limited_by})")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+    return 0
 
 
 def _place(name: str) -> int:

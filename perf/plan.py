@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from perf.deployment import beside_cpus
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
 from perf.summary import CURVE, SPREAD, Cell, slower
 
@@ -204,7 +205,9 @@ def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> 
         Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
     ]
     timed = cell.latency.get("rate")
-    if timed and timed.kept_up and cell is not single:  # whose answers at the constant rate the model is made from
+    fits = number * target.slots * target.quota + beside_cpus(cell.stack) <= left
+    # of the single stack's answers at the constant rate the model is made; replicas that fill the machine wait for it
+    if timed and timed.kept_up and cell is not single and fits:
         made, p99 = 1000 * _constant(one, cell, single, target, cpus), timed.p99
         found += [
             Check(name, "constant rate, mean ms", timed.mean, float(made.mean())),

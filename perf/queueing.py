@@ -45,6 +45,7 @@ class Pool:
         self.free = [[0.0] * replicas.slots for _ in range(replicas.number)]  # when each slot is next free
         self.waiting = [0] * replicas.number  # requests at each replica, waiting or in service
         self.fewest = [(0, r, r) for r in range(replicas.number)]  # (requests, change, replica); outdated ones stay in
+        self.latest = list(range(replicas.number))  # change of each replica that holds
         self.quota = replicas.quota
         self.used = [(0, 0.0)] * replicas.number  # (period, time run in it)
         self.ends: list[tuple[float, int]] = []
@@ -54,7 +55,7 @@ class Pool:
         """Take in one request at `now` (never earlier than the last) and say when its service ends."""
         while self.ends and self.ends[0][0] <= now:
             self._count(heapq.heappop(self.ends)[1], -1)
-        while self.fewest[0][0] != self.waiting[self.fewest[0][2]]:
+        while self.fewest[0][1] != self.latest[self.fewest[0][2]]:
             heapq.heappop(self.fewest)
         replica = self.fewest[0][2]
         begin = max(now, heapq.heappop(self.free[replica]))
@@ -80,6 +81,7 @@ class Pool:
     def _count(self, replica: int, by: int) -> None:
         self.waiting[replica] += by
         self.change += 1
+        self.latest[replica] = self.change
         heapq.heappush(self.fewest, (self.waiting[replica], self.change, replica))
 
 

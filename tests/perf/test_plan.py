@@ -117,3 +117,10 @@ def test_replicas_that_came_and_went_are_not_simulated(finished: Path) -> None:
     moved = [replace(c, use=replace(c.use, replicas=1.4)) if c.use and c.stack == "scaled" else c for c in cells]
     assert {c.name.split()[0] for c in check(run, cells)} == {"single", "balanced", "scaled"}
     assert {c.name.split()[0] for c in check(run, moved)} == {"single", "balanced"}
+
+
+def test_a_constant_rate_on_a_filled_machine_is_not_simulated(finished: Path) -> None:
+    run, cells = results.read(finished)
+    small = {**run, "machine": {**run["machine"], "cores": 0.5}}
+    figures = {c.figure for c in check(small, cells)}
+    assert figures == {"closed loop, answers/s", "closed loop, mean ms"}

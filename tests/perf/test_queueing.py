@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perf.queueing import Replicas, closed_loop, open_loop, poisson, smallest
+from perf.queueing import Pool, Replicas, closed_loop, open_loop, poisson, smallest
 
 N = 100_000
 
@@ -44,6 +44,13 @@ def test_the_balancer_gives_to_the_replica_with_the_fewest() -> None:
     one_long = np.array([1.0, *[0.001] * 20])
     made = open_loop(np.arange(21) * 0.01, one_long, 0.0, Replicas(2, 1, 1.0))
     assert made.latency_s[1:].max() == pytest.approx(0.001)  # nobody waits behind the long one
+
+
+def test_replicas_that_are_all_idle_take_turns() -> None:
+    pool = Pool(Replicas(3, 1))
+    for second in range(9):
+        pool.serve(float(second), 0.5)
+    assert sorted(slot for (slot,) in pool.free) == [6.5, 7.5, 8.5]
 
 
 @pytest.mark.parametrize("answer", [1, 2, 7, 100])

@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -155,3 +157,44 @@ def test_nothing_to_choose_is_said(finished: Path) -> None:
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no results of a run"):
         write(tmp_path, Constraints())
+
+
+PROBE = """
+<script>
+const mark = [...document.querySelectorAll(".tip")].find((each) => each.getClientRects().length);
+mark.scrollIntoView();
+mark.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+const root = document.documentElement, box = say.getBoundingClientRect();
+parent.postMessage({
+  width: innerWidth, content: root.scrollWidth, said: say.textContent, of: mark.dataset.tip,
+  left: box.left, right: box.right, ground: getComputedStyle(document.body).backgroundColor,
+}, "*");
+</script>
+</body>"""
+FRAME = """<body><iframe src="report.html" width="WIDTH" height="900"></iframe><script>
+addEventListener("message", (event) => { document.body.dataset.found = JSON.stringify(event.data); });
+</script></body>"""
+
+
+def looked_at(page: str, folder: Path, width: int, *options: str) -> dict[str, Any]:
+    """What a browser makes of the page in a frame so wide (its window is at least 500 pixels)."""
+    (folder / "report.html").write_text(page.replace("</body>", PROBE))
+    (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--virtual-time-budget=5000", *options, "--dump-dom", (folder / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    said: dict[str, Any] = json.loads(unescape(found[1]))
+    return said
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_is_cut_off_and_a_mark_says_its_figure(page: str, tmp_path: Path, width: int) -> None:
+    found = looked_at(page, tmp_path, width)
+    assert found["content"] <= found["width"] <= width
+    assert found["said"] == found["of"] != ""
+    assert 0 <= found["left"] < found["right"] <= found["width"]
+    dark = looked_at(page, tmp_path, width, "--blink-settings=preferredColorScheme=0")
+    assert dark["ground"] != found["ground"]

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from tests.service.packages import jpeg, write_package
 
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
 PHOTO = jpeg("green")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -308,3 +310,38 @@ def test_compose_listens_where_the_load_goes_whatever_its_env_file_says(tmp_path
     assert project(single).environment["SINGLE_PORT"] == str(single.port)
     assert project(scaled).environment["BALANCER_PORT"] == str(scaled.port)
     assert project(scaled).environment["BIND"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stack_stands_until_it_is_told_to_end_and_leaves_nothing(
+    sent: signal.Signals, packages: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{os.environ['SINGLE_PORT']}"
+    command = [sys.executable, "-m", "perf", "up", "single", "--engine", "local", "--models-dir", str(packages)]
+    with subprocess.Popen(command, cwd=ROOT) as running:
+        until(lambda: answers(url), 30)
+        assert {model["name"] for model in httpx.get(f"{url}/models").json()["models"]} == {"colours", "zebra"}
+        running.send_signal(sent)
+        assert running.wait(20) == 0
+    assert capfd.readouterr().out.startswith(f"single answers at {url}; Ctrl-C ends it (")
+    assert not answers(url)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_takes_its_stack_down_and_reports_what_it_has(sent: signal.Signals, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{os.environ['SINGLE_PORT']}"
+    given = ["--stacks", "single,balanced", "--models", "mobilenet_v2", "-d", "60s"]
+    command = [sys.executable, "-m", "perf", "run", "--engine", "local", "--out", str(tmp_path / "out"), *given]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        until((tmp_path / "out/samples.csv").exists, 60)  # it has begun to load
+        running.send_signal(sent)
+        assert running.wait(60) == 130
+    assert not answers(url)
+    assert "interrupted" in (tmp_path / "out/report.md").read_text()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready", timeout=1).status_code == 200
+    except httpx.HTTPError:
+        return False
