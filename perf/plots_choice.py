@@ -21,19 +21,22 @@ def draw_rates(chart: Chart, cells: list[Cell], colours: dict[str, str], narrow:
     rows = [c for model in models for c in cells if c.model == model]
     chart.figure.set_size_inches(NARROW_IN if narrow else WIDE_IN, 0.27 * len(rows) + 0.25 * len(models) + 0.7)
     axes = chart.figure.subplots()
+    widest = max(c.rate.high for c in rows if c.rate)
+    label = (0.12 if narrow else 0.05) * widest  # about as wide as a bar's figure
     y, ticks = 0.0, []
     for k, cell in enumerate(rows):
         y += 0.7 if k and rows[k - 1].model != cell.model else 0.0
-        _rate_bar(chart, axes, y, cell, colours[cell.model])
+        _rate_bar(chart, axes, y, cell, colours[cell.model], label)
         ticks.append((y, f"{cell.model} · {cell.stack}"))
         y += 1
     axes.set_yticks([t for t, _ in ticks], [label for _, label in ticks], color=INK)
     axes.set(ylim=(y - 0.4, -0.6), xlabel="answers a second; ◇ 2023 study")
-    axes.set_xlim(0, 1.12 * max(c.rate.high for c in rows if c.rate))
+    axes.set_xlim(0, 1.12 * widest)
     axes.grid(False, axis="y")
 
 
-def _rate_bar(chart: Chart, axes: Axes, y: float, cell: Cell, colour: str) -> None:
+def _rate_bar(chart: Chart, axes: Axes, y: float, cell: Cell, colour: str, label: float) -> None:  # noqa: PLR0917
+    """A bar and its figure, which stands behind the study's mark where that would cover it."""
     if not cell.rate or not cell.columns:
         return
     value, low, high = cell.rate.value, cell.rate.low, cell.rate.high
@@ -44,10 +47,15 @@ def _rate_bar(chart: Chart, axes: Axes, y: float, cell: Cell, colour: str) -> No
     bar = axes.barh(y, value, height=0.72, color=colour, alpha=0.45 if cell.stack == "plain" else 1.0)
     bar[0].set_gid(chart.tip(text))
     axes.plot([low, high], [y, y], color=INK, lw=1)
-    axes.annotate(
-        f"{value:.0f}" if value >= 20 else f"{value:.1f}", (high, y), (5, 0), textcoords="offset points", va="center"
-    )
     study, _ = study_figures(cell)
+    covered = study is not None and high <= study <= high + label
+    axes.annotate(
+        f"{value:.0f}" if value >= 20 else f"{value:.1f}",
+        (study if study and covered else high, y),
+        (8 if covered else 5, 0),
+        textcoords="offset points",
+        va="center",
+    )
     if study:
         tip = chart.tip(f"2023 study, {cell.stack}: {study}/s at 10 users")
         axes.plot([study], [y], STUDY_MARK, ms=6, mfc=SURFACE, mec=INK, mew=1.2, gid=tip)
