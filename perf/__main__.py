@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perf import commands
-from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS
+from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS, StackError
+from perf.engine import EngineError
 from perf.recommend import CORE_HOUR_PRICE
 from perf.run import FULL, STACKS
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StackError, EngineError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
 

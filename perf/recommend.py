@@ -129,8 +129,9 @@ def candidate(cell: Cell, cpus: float, price: float) -> Candidate:
 def refusal(c: Candidate, limits: Constraints) -> str:
     """Which constraints a candidate misses, with figures; empty when it meets them all. A rate and a p99 must hold
     together: where both are given, the rate is that at which the p99 was measured."""
-    both = limits.max_p99_ms < inf
-    rate, which = (c.timed_rate, ", at which its p99 was measured,") if both else (c.rate, "")
+    rate, which = c.rate, ""
+    if limits.max_p99_ms < inf:
+        rate, which = c.timed_rate, ", at which its p99 was measured,"
     missed = [
         (c.accuracy < limits.min_accuracy, f"accuracy {c.accuracy:.3f} under {limits.min_accuracy:g}"),
         (rate < limits.min_rate, f"{rate:.1f}/s{which} under {limits.min_rate:g}/s"),
@@ -188,9 +189,8 @@ def _cheapest(open_: list[Candidate]) -> Choice:
     lowest = min(open_, key=lambda c: (c.cost, -c.accuracy, c.name))
     # costs whose rates' 95 % intervals reach each other are no reason to give up accuracy
     same = [c for c in open_ if c.cost * c.rate / c.rate_high <= lowest.cost * lowest.rate / lowest.rate_low]
-    best = max(same, key=lambda c: (c.accuracy > lowest.accuracy + SAME_ACCURACY, c.accuracy, -c.cost))
-    if best.accuracy <= lowest.accuracy + SAME_ACCURACY:
-        best = lowest
+    better = [c for c in same if c.accuracy > lowest.accuracy + SAME_ACCURACY]
+    best = max(better, key=lambda c: (c.accuracy, -c.cost), default=lowest)
     rest = sorted((c for c in open_ if c != best), key=lambda c: (c.cost, -c.accuracy, c.name))
     reasons = [f"{best.cost:.3f} for a million answers at full load, the lowest of {len(open_)}"]
     change = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perf import facts, stacks
+from perf import compose, facts, stacks
 from perf.__main__ import main, parser
 from perf.commands import run_options, times
 from perf.run import FULL, QUICK
@@ -99,6 +99,23 @@ def test_a_file_in_the_place_of_the_results_is_a_mistake_in_one_line(
     assert main(["run", *given, "--out", str(tmp_path / "thesis.txt")]) == 2
     assert re.fullmatch(r"error: .*thesis\.txt.*\n", capsys.readouterr().err)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("command", [["run", "--engine", "docker"], ["up", "single", "--engine", "docker"]])
+def test_an_engine_that_cannot_be_used_is_one_line_and_status_2(
+    command: list[str],
+    models_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    compose.build.cache_clear()
+    out = ["--out", str(tmp_path / "out")] if command[0] == "run" else []
+    assert main([*command, "--models-dir", str(models_dir), *out]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error == ["error: no docker command; install Docker or use the local engine"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_paths_are_taken_from_where_the_user_is(tmp_path: Path) -> None:
