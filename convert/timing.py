@@ -135,7 +135,7 @@ async def served(work: Callable[[], Any], slots: int, seconds: float) -> float:
 
     async def slot() -> int:
         done = 0
-        while time.perf_counter() < start + seconds:
+        while time.perf_counter() < start + seconds and done < CALLS:
             await loop.run_in_executor(pool, work)
             done += 1
         return done
