@@ -104,7 +104,8 @@ def quantisation_lines(report: Mapping[str, Any]) -> list[str]:
         return ["- Kept in float32."]
     macs = 100 * recipe.get("macs", 1.0)  # not in packages made before pruning was
     pruned = f"Channels pruned: {macs:.0f} % of the multiplications are left, fitted on the calibration photos."
-    kept = f"{len(recipe['kept_float'])} tensors kept float" if recipe["kept_float"] else "no tensor kept float"
+    count = len(recipe["kept_float"])
+    kept = f"{count or 'no'} tensor{'s' * (count > 1)} kept float"
     return [
         *([f"- {pruned}"] if macs < 100 else []),
         f"- Static QDQ, u8 activations (ranges: {recipe['clip']}), s8 weights per channel"

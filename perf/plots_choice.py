@@ -48,11 +48,11 @@ def _rate_bar(chart: Chart, axes: Axes, y: float, cell: Cell, colour: str, label
     bar[0].set_gid(chart.tip(text))
     axes.plot([low, high], [y, y], color=INK, lw=1)
     study, _ = study_figures(cell)
-    covered = study is not None and high <= study <= high + label
+    place, space = (study, 8) if study and high <= study <= high + label else (high, 5)
     axes.annotate(
         f"{value:.0f}" if value >= 20 else f"{value:.1f}",
-        (study if study and covered else high, y),
-        (8 if covered else 5, 0),
+        (place, y),
+        (space, 0),
         textcoords="offset points",
         va="center",
     )
