@@ -3,15 +3,16 @@
 import functools
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from perf import engine, queues
-from perf.deployment import BALANCER_CPUS, Deployment, StackError
+from perf import engine, replica
+from perf.deployment import BALANCER_CPUS, FORGET_S, READY_S, Deployment, StackError
 from perf.usage import Ledger, Usage
 
 REPO = Path(__file__).parents[1]
-READY_S = 120
+PORT = 8000  # of a replica in its container
 PACKAGES = ("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop", "simplejpeg")  # of the service
 
 
@@ -56,12 +57,22 @@ class Project:
         return done.stdout
 
     def up(self) -> None:
-        """Start everything and wait until it is healthy."""
+        """Start everything and wait until it is ready."""
         build()
         try:
-            self.run("up", "--detach", "--wait", "--wait-timeout", str(READY_S), "--no-build")
+            self.run("up", "--detach", "--no-build")
+            self._wait_ready()
         except StackError as error:
             raise StackError(f"{error}\n{self.run('logs', '--no-color', '--tail', '5')}".rstrip()) from error
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_S
+        while self.replicas() < self.asked() or not replica.ready(self.url):
+            ended = [c["Names"][0].lstrip("/") for c in engine.containers(self.name) if c["State"] == "restarting"]
+            if ended or time.monotonic() > deadline:
+                raise StackError(f"{ended[0]} ended" if ended else f"{self.name} is not ready after {READY_S:.0f} s")
+            time.sleep(0.1)
+        time.sleep(FORGET_S)  # that no replica was ready
 
     def down(self) -> None:
         """End and remove containers and networks; nothing is in flight any more, so that no drain is waited for."""
@@ -69,11 +80,11 @@ class Project:
 
     def replicas(self) -> int:
         """Replicas that are ready now."""
-        return sum(map(engine.healthy, engine.containers(self.name, self.service)))
+        return len(self._ready())
 
     def usage(self) -> Usage:
         """Of every container of the project, those that have ended included in what only grows."""
-        return self.ledger.update(self._usages(None))
+        return self.ledger.update(_usages(engine.containers(self.name)))
 
     def asked(self) -> int:
         """Replicas that run, ready or not."""
@@ -81,22 +92,33 @@ class Project:
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU used so far by each ready replica."""
-        return {name: used.cpu_seconds for name, used in self._usages(self.service).items()}
+        return {name: used.cpu_seconds for name, used in _usages(self._ready()).items()}
 
     def queue_images(self) -> dict[str, float]:
         """Images that wait at each ready replica."""
-        ready = filter(engine.healthy, engine.containers(self.name, self.service))
-        return queues.waiting({c["Id"]: f"http://{engine.address(c)}:8000" for c in ready})
+        return replica.waiting({c["Id"]: _url(c) for c in self._ready()})
 
     def scale(self, replicas: int) -> None:
         """As many replicas: more are starting when this returns (the rule counts them as unready), fewer have left."""
         wanted = ("--scale", f"{self.service}={replicas}", self.service)
         self.run("up", "--detach", "--no-recreate", "--no-deps", "--no-build", *wanted)
 
-    def _usages(self, service: str | None) -> dict[str, Usage]:
-        """Of every container, or of the ready ones of a service."""
-        found = engine.containers(self.name, service)
-        return engine.usages([c["Id"] for c in found if service is None or engine.healthy(c)])
+    def _ready(self) -> list[engine.Container]:
+        return [c for c in engine.containers(self.name, self.service) if _is_ready(c)]
+
+
+def _usages(containers: list[engine.Container]) -> dict[str, Usage]:
+    return engine.usages([c["Id"] for c in containers])
+
+
+def _url(container: engine.Container) -> str:
+    return f"http://{engine.address(container)}:{PORT}"
+
+
+def _is_ready(container: engine.Container) -> bool:
+    """By its own word; where it cannot be reached from here, by its health check, which is up to 10 s old."""
+    said = replica.ready(_url(container))
+    return engine.healthy(container) if said is None else said
 
 
 @functools.cache

@@ -17,6 +17,8 @@ BALANCER_CPUS = 0.2
 BALANCER_MEMORY_MB = 320
 SCALER_CPUS = 0.2
 PLAIN_MEMORY_MB = 2048  # `model.predict` takes about 1 GB: it is measured, not ended
+READY_S = 120.0  # from a start until it is given up
+FORGET_S = 1.0  # nginx's old worker takes requests until it has read its new configuration
 FASTER = 30.0  # a scale-down window of 300 s becomes 10 s, for a load compressed in time
 
 

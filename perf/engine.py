@@ -16,6 +16,9 @@ from perf.usage import Usage
 API = "/v1.41"  # Engine 20.10, the first with `one-shot` statistics
 
 
+Container = dict[str, Any]  # as the engine lists it
+
+
 class EngineError(RuntimeError):
     """The Docker engine is not there or refused a question."""
 
@@ -64,21 +67,21 @@ def available() -> bool:
     return Path(socket_path()).exists()
 
 
-def containers(project: str, service: str | None = None) -> list[dict[str, Any]]:
+def containers(project: str, service: str | None = None) -> list[Container]:
     """Running containers of a compose project, as the engine lists them."""
     labels = [f"com.docker.compose.project={project}"]
     if service:
         labels.append(f"com.docker.compose.service={service}")
-    found: list[dict[str, Any]] = ask("/containers/json?filters=" + quote(json.dumps({"label": labels})))
+    found: list[Container] = ask("/containers/json?filters=" + quote(json.dumps({"label": labels})))
     return found
 
 
-def healthy(container: dict[str, Any]) -> bool:
+def healthy(container: Container) -> bool:
     """Whether its health check passes, by the status that a person sees in `docker ps`."""
     return "(healthy)" in container["Status"]
 
 
-def address(container: dict[str, Any]) -> str:
+def address(container: Container) -> str:
     """Its address on the first of its networks."""
     networks = container["NetworkSettings"]["Networks"].values()
     return next(str(network["IPAddress"]) for network in networks)

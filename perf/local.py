@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from perf import queues
-from perf.deployment import BALANCER_CPUS, BALANCER_MEMORY_MB, PLAIN_MEMORY_MB, Deployment, StackError
+from perf import replica
+from perf.deployment import BALANCER_CPUS, BALANCER_MEMORY_MB, FORGET_S, PLAIN_MEMORY_MB, Deployment, StackError
 from perf.limits import limited
 from perf.processes import REPO, Process, refuse_taken, taken
 from perf.usage import Ledger, Usage
 
 FIRST_REPLICA_PORT = 8001  # behind nginx, which of them is free does not matter
-FORGET_S = 1.0  # nginx's old worker passes requests on until it has read its new configuration
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Replicas:
         command = ["nginx", "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
         limit = limited(f"sous-{os.getpid()}-nginx", 0, BALANCER_CPUS, BALANCER_MEMORY_MB * 1024**2)
         self.nginx = Process("nginx", command, {}, limit)
-        self.nginx.wait_ready(f"{self.url}/health/ready")
+        self.nginx.wait_ready(self.url)
 
     def down(self) -> None:
         """End everything that was started; the balancer first, so that it sees no replica leave."""
@@ -105,7 +104,7 @@ class Replicas:
     def queue_images(self) -> dict[str, float]:
         """Images that wait at each ready replica."""
         ready = [port for port, process in list(self.running.items()) if process.serves()]
-        return queues.waiting({str(port): f"http://127.0.0.1:{port}" for port in ready})
+        return replica.waiting({str(port): f"http://127.0.0.1:{port}" for port in ready})
 
     def scale(self, replicas: int) -> None:
         """As many replicas: new ones are ready before nginx hears of them, old ones leave after it forgot them."""
@@ -145,7 +144,7 @@ class Replicas:
             group.set_cpus(self.recipe.start_cpus)
             self.running[port] = Process(f"replica {port}", self.recipe.command(port), self.recipe.environment, group)
         for port in ports:
-            self.running[port].wait_ready(f"http://127.0.0.1:{port}/health/ready")
+            self.running[port].wait_ready(f"http://127.0.0.1:{port}")
             if limit := self.running[port].group:
                 limit.set_cpus(self.recipe.cpus)
 

@@ -6,17 +6,16 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from perf.deployment import StackError
+from perf.deployment import READY_S, StackError
 from perf.limits import Group
+from perf.replica import ready
 from perf.usage import Usage, of_process_group
 
 REPO = Path(__file__).parents[1]
-READY_S = 120.0
 STOP_S = 20.0  # drain delay, the longest request, and room
 
 
@@ -48,13 +47,13 @@ class Process:
         return self.ready and self.alive()
 
     def wait_ready(self, url: str) -> None:
-        """Return once `url` answers 200.
+        """Return once the service at `url` is ready.
 
         Raises:
             StackError: the process ended, or READY_S passed.
         """
         deadline = time.monotonic() + READY_S
-        while not answers(url):
+        while not ready(url):
             if not self.alive() or time.monotonic() > deadline:
                 raise StackError(f"{self.name} is not ready at {url}: {self.last_words()}")
             time.sleep(0.05)
@@ -76,15 +75,6 @@ class Process:
         if self.group:
             self.group.close()
         self.log.close()
-
-
-def answers(url: str) -> bool:
-    """Whether GET `url` is answered with 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  http on this machine
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def taken(port: int) -> bool:

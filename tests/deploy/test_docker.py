@@ -13,45 +13,16 @@ from typing import Any
 import httpx
 import pytest
 
-from perf import compose, engine, stacks
+from perf import compose, engine, replica, stacks
 from perf.compose import REPO, Project
 from perf.deployment import StackError
+from tests.deploy.containers import bases, docker, inspect, missing, tag
 from tests.deploy.load import Answers, load
 from tests.service.packages import jpeg, write_package
 
 pytestmark = pytest.mark.docker
 PHOTO = jpeg("green")
 MIB = 2**20
-
-
-def missing() -> str | None:
-    """Why these tests cannot run here."""
-    if not engine.available():
-        return "no Docker engine answers"
-    if subprocess.run(["docker", "compose", "version"], check=False, capture_output=True).returncode:
-        return "no compose plugin; deploy/docker-plugins brings it"
-    if not list(REPO.glob("models/*/*/model.onnx")):
-        return "no packages in models/ to put into the image"
-    absent = [base for base in bases().values() if not inspect(base)]
-    return f"no {' and '.join(sorted(set(absent)))}; docker pull or make base-images" if absent else None
-
-
-def bases() -> dict[str, str]:
-    return dict(re.findall(r"^ARG (\w+_BASE)=(\S+)$", (REPO / "Dockerfile").read_text(), re.MULTILINE))
-
-
-def docker(*arguments: str, **options: Any) -> str:
-    done = subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, **options)
-    return str(done.stdout).strip()
-
-
-def inspect(image: str) -> dict[str, Any] | None:
-    """What the engine says of an image; None where it has none of that name."""
-    try:
-        found: dict[str, Any] = engine.ask(f"/images/{image}/json")
-    except engine.EngineError:
-        return None
-    return found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +37,7 @@ def images() -> None:
 def apart() -> Iterator[None]:
     """Ports of these tests alone, and a container for everything that ends with them."""
     patch = pytest.MonkeyPatch()
+    patch.setenv("HEALTH_INTERVAL", "1s")  # rolling waits for it
     for name in ("SINGLE_PORT", "BALANCER_PORT"):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -89,10 +61,6 @@ def balanced(packages: Path, images: None, apart: None) -> Iterator[Project]:
     with stacks.up("balanced", model="colours", models_dir=packages, engine="docker") as running:
         assert isinstance(running, Project)
         yield running
-
-
-def tag() -> str:
-    return dict(line.split("=", 1) for line in (REPO / ".env").read_text().splitlines() if "=" in line)["TAG"]
 
 
 def service_image() -> str:
@@ -154,19 +122,28 @@ def test_a_run_says_what_its_images_hold() -> None:
 
 
 @pytest.mark.parametrize(("limit", "cores"), [("0.5", 1), ("1", 1), ("2", 2)])
-def test_the_plan_follows_the_cpu_limit_of_the_container(limit: str, cores: int) -> None:
+def test_the_service_plans_by_the_cpu_limit_of_its_container(limit: str, cores: int, packages: Path) -> None:
     if float(limit) > (os.cpu_count() or 1):
         pytest.skip("the engine allows no more cores than the machine has")
-    code = "from service import cpu\nn = cpu.cores()\nprint(n, cpu.choose_plan(n, None, lambda: 1, {}).slots)"
-    said = docker("run", "--rm", "--network", "none", "--cpus", limit, service_image(), "python3", "-c", code)
-    assert said == f"{cores} {cores}"
+    mount = f"{packages}:/opt/sous/models:ro"
+    name = docker(
+        "run", "--rm", "--detach", "--publish", "127.0.0.1::8000", "--cpus", limit, "--volume", mount, service_image()
+    )
+    try:
+        url = f"http://{docker('port', name, '8000')}"
+        until(lambda: replica.ready(url))
+        plan = httpx.get(f"{url}/models/colours").json()["versions"][0]["plan"]
+        assert plan["slots"] * plan["intra_op_threads"] == cores
+        assert predict(url)["model"] == "colours"
+    finally:
+        docker("kill", name)
 
 
 def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully() -> None:
     port = int(os.environ["SINGLE_PORT"])
     project = Project(f"sous-test-{os.getpid()}", "single", {}, port)
     try:
-        project.run("up", "--detach", "--wait", "--no-build")
+        project.up()
         names = [path.name for path in sorted(REPO.glob("models/*"))]
         served = httpx.get(f"{project.url}/models").json()["models"]
         assert [model["name"] for model in served] == names
@@ -185,7 +162,9 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
     assert left(project.name) == ""
 
 
-def test_the_scaled_stack_follows_the_load(packages: Path) -> None:
+@pytest.mark.parametrize("metric", ["cpu", "queue"])
+def test_the_scaled_stack_follows_the_load(metric: str, packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALE_ON", metric)
     figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
     with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", **figures) as running:
         assert running.replicas() == 1

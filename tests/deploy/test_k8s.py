@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from perf.queues import METRIC
+from perf.replica import METRIC
 
 OVERLAYS = Path(__file__).parents[2] / "deploy/k8s/overlays"
 NAMES = sorted(path.name for path in OVERLAYS.iterdir())

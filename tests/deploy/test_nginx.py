@@ -303,6 +303,18 @@ def test_a_replica_that_is_too_busy_to_say_it_is_ready_serves_on_while_another_s
     assert starting.seen == []
 
 
+def test_a_replica_that_drains_serves_on_until_another_has_said_that_it_is_ready(looked_after: Looked) -> None:
+    client, [draining, starting], _ = looked_after
+    assert statuses(client, 1.5) == {200}
+    starting.ready, draining.ready = 0, 503
+    assert statuses(client, 3) == {200}
+    starting.ready = 200
+    assert statuses(client, 3) == {200}
+    seen_before = len(draining.seen)
+    assert statuses(client, 1) == {200}
+    assert len(draining.seen) == seen_before
+
+
 def test_a_lookup_that_fails_takes_no_replica_away(looked_after: Looked) -> None:
     client, _, names = looked_after
     assert statuses(client, 1.5) == {200}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from perf import queues
+from perf import replica
 from perf.deployment import StackError
 from perf.hpa import Hpa
 from perf.scaler import MANIFESTS, Meter, follow, rule
@@ -114,9 +114,9 @@ def test_the_rule_is_the_deployed_one_within_the_bounds_of_this_machine(metric: 
 
 def test_the_queue_of_all_models_is_read_from_prometheus_text() -> None:
     lines = ["# HELP sous_queue_images x", 'sous_queue_images{model="a"} 3.0', 'sous_queue_images{model="b"} 4']
-    assert queues.total("\n".join([*lines, "sous_queue_images_other 9"])) == 7
-    assert queues.total("") == 0
+    assert replica.total("\n".join([*lines, "sous_queue_images_other 9"])) == 7
+    assert replica.total("") == 0
 
 
 def test_a_replica_that_does_not_answer_is_left_out() -> None:
-    assert queues.waiting({"gone": "http://127.0.0.1:9"}) == {}
+    assert replica.waiting({"gone": "http://127.0.0.1:9"}) == {}

@@ -30,6 +30,7 @@ from perf.deployment import (
 )
 from perf.local import Recipe, Replicas
 from perf.processes import Process
+from perf.replica import ready
 from perf.usage import Usage
 from tests.deploy.load import load
 from tests.service.packages import jpeg, write_package
@@ -99,6 +100,15 @@ def test_a_stack_answers_while_it_is_up(kind: Kind, replicas: int, packages: Pat
         httpx.get(running.url)
 
 
+@pytest.mark.parametrize(("limit", "cores"), [(0.5, 1), (1, 1), (2, 2)])
+def test_the_service_plans_by_its_cpu_limit(limit: float, cores: int, packages: Path) -> None:
+    if limit > len(os.sched_getaffinity(0)):
+        pytest.skip("this machine has fewer cores")
+    with local("single", packages, cpus=limit) as running:
+        plan = httpx.get(f"{running.url}/models/colours").json()["versions"][0]["plan"]
+    assert plan["slots"] * plan["intra_op_threads"] == cores
+
+
 def test_usage_counts_what_the_replicas_do(packages: Path) -> None:
     with local("single", packages) as running:
         before = running.usage()
@@ -158,6 +168,25 @@ def test_no_request_is_lost_with_a_replica_that_is_killed(packages: Path) -> Non
         answers.wait_for(60)
         assert running.usage().cpu_seconds > 0
     assert answers.failed() == {}
+
+
+@needs_nginx
+def test_no_request_is_lost_with_a_worker_that_is_killed_and_gunicorn_starts_another(packages: Path) -> None:
+    with local("balanced", packages) as running, load(running.url, PHOTO) as answers:
+        assert isinstance(running, Replicas)
+        answers.wait_for(20)
+        master = next(iter(running.running.values())).process.pid
+        (killed,) = workers(master)
+        os.kill(killed, signal.SIGKILL)
+        answers.wait_for(60)
+        until(lambda: workers(master) not in ([], [killed]))
+        until(lambda: all(ready(f"http://127.0.0.1:{port}") for port in running.running))
+        answers.wait_for(20)
+    assert answers.failed() == {}
+
+
+def workers(master: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
 
 
 @needs_nginx
@@ -319,12 +348,12 @@ def test_a_stack_stands_until_it_is_told_to_end_and_leaves_nothing(
     url = f"http://127.0.0.1:{os.environ['SINGLE_PORT']}"
     command = [sys.executable, "-m", "perf", "up", "single", "--engine", "local", "--models-dir", str(packages)]
     with subprocess.Popen(command, cwd=ROOT) as running:
-        until(lambda: answers(url), 30)
+        until(lambda: ready(url), 30)
         assert {model["name"] for model in httpx.get(f"{url}/models").json()["models"]} == {"colours", "zebra"}
         running.send_signal(sent)
         assert running.wait(20) == 0
     assert capfd.readouterr().out.startswith(f"single answers at {url}; Ctrl-C ends it (")
-    assert not answers(url)
+    assert not ready(url)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -336,12 +365,5 @@ def test_an_interrupted_run_takes_its_stack_down_and_reports_what_it_has(sent: s
         until((tmp_path / "out/samples.csv").exists, 60)  # it has begun to load
         running.send_signal(sent)
         assert running.wait(60) == 130
-    assert not answers(url)
+    assert not ready(url)
     assert "interrupted" in (tmp_path / "out/report.md").read_text()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready", timeout=1).status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -1,0 +1,28 @@
+"""The conversion in its container."""
+
+from pathlib import Path
+
+import pytest
+
+from perf.compose import REPO
+from tests.deploy.containers import docker, missing, tag
+
+
+@pytest.mark.docker
+def test_the_image_converts_without_network_root_or_a_writable_root(saved: Path, photos: Path, tmp_path: Path) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    image = f"sous/convert:{tag()}"
+    docker("build", "--quiet", "--target", "convert", "--tag", image, str(REPO))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models").chmod(0o777)  # the image's user is another
+    for folder in (tmp_path, saved.parent, photos):
+        for level in [folder, *folder.parents[:2]]:
+            level.chmod(0o755)
+    hardened = ["--read-only", "--tmpfs", "/tmp", "--network", "none", "--cap-drop", "ALL"]
+    mounts = {saved: "/in/small.keras:ro", photos: "/in/photos:ro", tmp_path / "models": "/out"}
+    volumes = [word for path, inside in mounts.items() for word in ("--volume", f"{path}:{inside}")]
+    given = ["/in/small.keras", "--name", "small", "--images", "/in/photos", "--models", "/out"]
+    said = docker("run", "--rm", *hardened, *volumes, image, *given)
+    assert "written: /out/small/1" in said
+    assert (tmp_path / "models/small/1/model.onnx").exists()
