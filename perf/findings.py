@@ -129,8 +129,9 @@ def method(run: dict[str, Any]) -> list[str]:
         f"Each cell: bring the stack up and wait until it is ready, {seconds['warm']:g} s of warm-up (discarded), "
         f"{seconds['idle']:g} s of one connection, {seconds['closed']:g} s closed loop with {options['users']} users, "
         f"{seconds['rate']:g} s at {rate} timed from the intended send; a scaled stack also 4 x {seconds['level']:g} s "
-        "of varying load; take it down. Resources are read from cgroups or /proc once a second, and the same little "
-        "work is timed each time: a machine that shares its host drifts, and what is compared runs minutes apart.",
+        "of varying load; take it down. Resources are read from cgroups or /proc once a second (at the constant rate "
+        "six times: reading disturbs), and the same little work is timed each time: a machine that shares its host "
+        "drifts, and what is compared runs minutes apart.",
         f"Photos, in turn: {', '.join(run['photos'])}. Engine: {options['engine']}; limits of a replica: "
         f"{options['cpus']:g} cores, {options['memory_mb']} MB (plain: the same cores, the memory it needs); "
         f"balanced has {options['replicas']} replicas, scaled 1 to {options['max_replicas']}. Held to them by: {held}.",

@@ -1,7 +1,7 @@
-"""Drive one load at a running stack and read its resources once a second.
+"""Drive one load at a running stack and read its resources once a second, more seldom at a constant rate.
 
 Counters of cgroups and `/proc` are read as they are: nothing here burns CPU that would be measured, but for the
-yardstick's 4 ms a second.
+yardstick's 4 ms.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from perf.samples import Sample, Second
 from perf.yardstick import yardstick_ms
 
 TICK_S = 1.0
+CONSTANT_READS = 6  # in a load of constant rate: what each disturbs would be its slowest hundredth
 OVERTIME_S = 45.0  # a request may take 30 s to fail; then the generator has written and left
 FAREWELL_S = 5.0  # a generator whose last words are older hangs
 TRIES = 5  # of a load whose generator hangs: of 100 users' sieges one in five did
@@ -120,17 +121,21 @@ def watch(
     *,
     hung: Callable[[], bool],
 ) -> bool:
-    """Append one Second a second until the generators have ended or are long overdue, or one has hung: then True."""
-    began = last = time.monotonic()
+    """Append readings until the generators have ended or are long overdue, or one has hung: then True."""
+    began = last = due = time.monotonic()
     planned = sum(s for _, s in load.schedule) or load.seconds
+    every_s = max(TICK_S, planned / CONSTANT_READS) if len(load.schedule) == 1 else TICK_S
     used: dict[int, float] = {}
     while True:
         now = time.monotonic()
         tick(now - last)
         last = now
         used.update({p.pid: cpu for p in processes if (cpu := cpu_seconds(p.pid)) is not None})
-        seconds += read(stack, now - began, sum(used.values()))
-        if all(p.poll() is not None for p in processes) or now - began > planned + OVERTIME_S:
+        ended = all(p.poll() is not None for p in processes) or now - began > planned + OVERTIME_S
+        if ended or now >= due:
+            seconds += read(stack, now - began, sum(used.values()))
+            due += every_s
+        if ended:
             return False
         if hung():
             return True
