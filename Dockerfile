@@ -13,7 +13,7 @@ RUN apt-get update \
 COPY deploy/nginx /opt/sous/nginx
 USER www-data
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
+HEALTHCHECK --interval=30s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
     "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 CMD ["/opt/sous/nginx/balance"]
 
@@ -84,8 +84,8 @@ ENV SOUS_MODELS_DIR=/opt/sous/models HOME=/tmp
 USER 10001:10001
 EXPOSE 8000
 # bash's own /dev/tcp: 3 ms of CPU, where a Python process would take 100. The engine itself takes 60 to start a check
-# in a container, hence not every second; the balancer asks each replica itself.
-HEALTHCHECK --interval=10s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
+# in a container, and those of all containers at once, hence seldom; the balancer asks each replica itself.
+HEALTHCHECK --interval=30s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
     "exec 3<>/dev/tcp/127.0.0.1/8000 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 STOPSIGNAL SIGTERM
 CMD ["python3", "-m", "service", "--bind", "0.0.0.0:8000"]

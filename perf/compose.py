@@ -116,7 +116,7 @@ def _url(container: engine.Container) -> str:
 
 
 def _is_ready(container: engine.Container) -> bool:
-    """By its own word; where it cannot be reached from here, by its health check, which is up to 10 s old."""
+    """By its own word; where it cannot be reached from here, by its health check, which may be 30 s old."""
     said = replica.ready(_url(container))
     return engine.healthy(container) if said is None else said
 

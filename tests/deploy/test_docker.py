@@ -37,7 +37,6 @@ def images() -> None:
 def apart() -> Iterator[None]:
     """Ports of these tests alone, and a container for everything that ends with them."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("HEALTH_INTERVAL", "1s")  # rolling waits for it
     for name in ("SINGLE_PORT", "BALANCER_PORT"):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
