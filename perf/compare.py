@@ -66,8 +66,8 @@ def _figures(cell: Cell) -> dict[str, Interval]:
         load = TIMED if phase == "rate" else "closed loop"
         figures |= {f"{mark} ms, {load}": getattr(latency, mark) for mark in ("p50", "p95", "p99")}
     if cell.use:
-        figures["memory MB"] = _once(cell.use.memory_mb)
-        figures["CPU s/1,000"] = _once(cell.use.cpu_s_per_1000)
+        figures["memory MB"] = cell.use.memory or _once(cell.use.memory_mb)
+        figures["CPU s/1,000"] = cell.use.cpu or _once(cell.use.cpu_s_per_1000)
     if yardstick := yardstick_of(cell):
         figures["yardstick ms"] = _once(yardstick)
     return figures

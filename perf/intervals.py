@@ -44,6 +44,18 @@ def percentiles(finished_s: Floats, elapsed_s: float, values: Floats, wanted: tu
     return [_interval(float(point[k]), draws[:, k]) for k in range(len(wanted))]
 
 
+def per(spent: Floats, done: Floats, value: float) -> Interval:
+    """What was spent for each thing done, `value` in all, from both in equal parts of a load's time, `[n]`, n > 0."""
+    drawn = _draws(len(spent))
+    draws = spent[drawn].sum(axis=1) / np.maximum(1, done[drawn].sum(axis=1))
+    return _interval(value, draws)
+
+
+def median(values: Floats) -> Interval:
+    """The median of readings, `[n]`, n > 0."""
+    return _interval(float(np.median(values)), np.median(values[_draws(len(values))], axis=1))
+
+
 def ratio(a: Interval, b: Interval) -> Interval:
     """b / a of two independent measurements, intervals combined on the logarithms."""
     if min(a.low, b.low, a.value, b.value) <= 0:
@@ -66,8 +78,8 @@ def _block(finished_s: Floats, elapsed_s: float) -> NDArray[np.intp]:
     return np.clip(finished_s / elapsed_s * BLOCKS, 0, BLOCKS - 1).astype(np.intp)
 
 
-def _draws() -> NDArray[np.intp]:
-    return np.random.default_rng(0).integers(0, BLOCKS, (DRAWS, BLOCKS))
+def _draws(blocks: int = BLOCKS) -> NDArray[np.intp]:
+    return np.random.default_rng(0).integers(0, blocks, (DRAWS, blocks))
 
 
 def _interval(value: float, draws: Floats) -> Interval:

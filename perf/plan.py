@@ -167,7 +167,7 @@ def _fixed(one: Service, cpus: float) -> float:
 
 def _constant(one: Service, cell: Cell, single: Cell, target: Replicas, cpus: float) -> Floats:
     """Simulated seconds of a cell's answers at its constant rate, with the service times of `single`."""
-    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single, "rate")
+    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
     return _late(
         open_loop(np.arange(CHECKED) / cell.latency["rate"].offered, work, _fixed(one, cpus), target).latency_s, one
     )

@@ -42,10 +42,14 @@ def _cell(data: dict[str, Any]) -> Cell:
     nested = {
         "columns": Columns(**data["columns"]) if data["columns"] else None,
         "rate": Interval(**data["rate"]) if data["rate"] else None,
-        "use": Use(**data["use"]) if data["use"] else None,
+        "use": _use(data["use"]) if data["use"] else None,
         "latency": {phase: _latency(values) for phase, values in data["latency"].items()},
     }
     return Cell(**data | nested)
+
+
+def _use(data: dict[str, Any]) -> Use:
+    return Use(**data | {name: Interval(**data[name]) for name in ("memory", "cpu") if data.get(name)})
 
 
 def _latency(data: dict[str, Any]) -> Latency:

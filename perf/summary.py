@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perf.intervals import Floats, Interval, percentiles, rate
+from perf.intervals import Floats, Interval, median, per, percentiles, rate
 from perf.samples import Part, Sample, Second
 from perf.validity import generator_cores, other_share, reasons
 
@@ -67,6 +67,8 @@ class Use:
     generator_cores: float
     replicas: float  # mean
     other: float  # part of the machine's CPU time that other programs took
+    memory: Interval | None = None  # memory_mb with its interval
+    cpu: Interval | None = None  # cpu_s_per_1000 with its interval
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,10 @@ def yardstick(seconds: list[Second]) -> float | None:
     return float(np.mean(measured)) if measured else None
 
 
-def slower(cell: Cell, than: Cell, phase: str = "closed") -> float:
-    """How many times as long the machine took for the same work under a cell's load as in another's closed loop; 1
-    where it was not measured."""
-    mine, other = cell.latency.get(phase), than.latency.get("closed")
+def slower(cell: Cell, than: Cell) -> float:
+    """How many times as long the machine took for the same work in a cell's closed loop as in another's; 1 where it was
+    not measured. The constant rate, just after it, has too few readings of its own."""
+    mine, other = cell.latency.get("closed"), than.latency.get("closed")
     if not mine or not other or not mine.yardstick_ms or not other.yardstick_ms:
         return 1.0
     return mine.yardstick_ms / other.yardstick_ms
@@ -211,15 +213,24 @@ def resources_used(samples: list[Sample], seconds: list[Second], cores: int) -> 
     first, last = seconds[0], seconds[-1]
     answered = sum(s.status // 100 == 2 for s in samples)
     cpu, elapsed = last.cpu_s - first.cpu_s, elapsed_s(samples)
+    memory = median(np.array([s.memory_bytes for s in seconds[len(seconds) // 2 :]]) / MB)
     return Use(
-        memory_mb=float(np.median([s.memory_bytes for s in seconds[len(seconds) // 2 :]])) / MB,
+        memory_mb=memory.value,
         cpu_s_per_1000=1000 * cpu / answered,
         cores=cpu / elapsed,
         throttled=(last.throttled_s - first.throttled_s) / elapsed,
         generator_cores=generator_cores(samples, seconds),
         replicas=float(np.mean([s.replicas for s in seconds])),
         other=other_share(seconds, cores),
+        memory=memory,
+        cpu=_cpu_per_1000(samples, seconds, 1000 * cpu / answered),
     )
+
+
+def _cpu_per_1000(samples: list[Sample], seconds: list[Second], value: float) -> Interval:
+    ended = np.sort([s.at_s + s.latency_ms / 1000 for s in samples if s.status // 100 == 2])
+    answered = np.diff(np.searchsorted(ended, [s.at_s for s in seconds]))
+    return per(1000 * np.diff([s.cpu_s for s in seconds]), answered, value)
 
 
 def timeline(samples: list[Sample], seconds: list[Second]) -> list[dict[str, float]]:

@@ -53,6 +53,15 @@ def test_less_latency_is_better(cells: list[Cell]) -> None:
     assert [d.verdict for d in found] == ["worse"]
 
 
+def test_memory_and_cpu_are_judged_by_the_noise_of_their_readings(cells: list[Cell]) -> None:
+    def more(cell: Cell) -> Cell:
+        assert cell.use
+        return replace(cell, use=replace(cell.use, memory=Interval(400, 399, 401), cpu=Interval(1, 0.9, 1.1)))
+
+    found = {d.figure: d.verdict for d in compare(cells, [more(c) for c in cells]) if d.name == "single mobilenet_v2"}
+    assert (found["memory MB"], found["CPU s/1,000"]) == ("worse", "better")
+
+
 def test_latencies_at_different_rates_are_not_compared(cells: list[Cell]) -> None:
     other = [
         replace(c, latency={**c.latency, "rate": replace(c.latency["rate"], offered=3.0, answered=3.0)}) for c in cells

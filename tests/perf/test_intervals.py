@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from perf.intervals import Interval, percentiles, proportion, rate, ratio
+from perf.intervals import Interval, median, per, percentiles, proportion, rate, ratio
 
 
 def test_the_interval_holds_the_true_rate_about_as_often_as_it_says() -> None:
@@ -20,6 +20,21 @@ def test_the_interval_holds_the_true_percentile_about_as_often_as_it_says() -> N
         (interval,) = percentiles(finished, 30.0, values, (95,))
         held += interval.low <= 10 * np.log(20) <= interval.high
     assert 0.85 <= held / 60 <= 1
+
+
+def test_the_interval_holds_the_true_cost_about_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(4), 0
+    for _ in range(60):
+        done = rng.poisson(50, 30)
+        spent = done * rng.normal(10, 1, 30)
+        interval = per(spent, done, spent.sum() / done.sum())
+        held += interval.low <= 10 <= interval.high
+    assert 0.85 <= held / 60 <= 1
+
+
+def test_the_median_of_readings_lies_within_them() -> None:
+    assert median(np.array([3.0, 1.0, 2.0])) == Interval(2, 1, 3)
+    assert median(np.array([5.0])) == Interval(5, 5, 5)
 
 
 def test_neighbours_that_wait_together_widen_the_interval() -> None:
