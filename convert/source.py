@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ class Source:
         try:
             return np.concatenate([np.asarray(self.call(batch)).astype(np.float32) for batch in few])
         except Exception as error:  # whatever the layers raise
-            raise ConvertError(f"{self.path} does not run on {images.shape[1:]} images: {first_line(error)}") from None
+            raise ConvertError(
+                f"{self.path} does not run on {images.shape[1:]} images ({first_line(error)}): save"
+                " one that model.predict runs on such images"
+            ) from None
 
 
 def open_source(path: Path, *, trust: bool) -> Source:
@@ -81,6 +85,7 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     stored = read_layers(path, kind)
     if not trust:
         refuse_code(stored)
+    refuse_quantised(path, stored)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
@@ -88,7 +93,10 @@ def open_keras(path: Path, *, trust: bool) -> Source:
             raise ConvertError(
                 f"{path}: the code of layer {named(layer)} is not in the file: use built-in layers instead"
             ) from None
-        raise ConvertError(f"{path} cannot be loaded by Keras {keras.__version__}: {first_line(error)}") from None
+        raise ConvertError(
+            f"{path} cannot be loaded by Keras {keras.__version__} ({first_line(error)}): save it again, or export a"
+            " SavedModel where it still loads (model.export(folder))"
+        ) from None
     try:
         model = in_float32(model)
     except Exception as error:  # whatever rebuilding a model from its configuration meets
@@ -148,6 +156,18 @@ def refuse_code(stored: Iterable[dict[str, Any]]) -> None:
             raise ConvertError(
                 f"layer {named(layer)} runs code of its own, which is not loaded from model files: use built-in layers"
                 " instead (Rescaling, for instance), or give --trust-source if you know where the file is from"
+            )
+
+
+def refuse_quantised(path: Path, stored: Iterable[dict[str, Any]]) -> None:
+    """Keras' own int8, int4 and float8 policies have rounded the weights already, and round activations as they run."""
+    for policy in stored:
+        if re.fullmatch(r"Quantized\w*DTypePolicy", policy["class_name"]):
+            config = policy.get("config")
+            mode = config.get("mode") if isinstance(config, dict) else policy["class_name"]
+            raise ConvertError(
+                f"{path} was quantised to {mode} by Keras: save the float model that it was made from (before"
+                " model.quantize), for rounding twice costs accuracy"
             )
 
 
@@ -221,7 +241,9 @@ def open_saved_model(path: Path, *, trust: bool) -> Source:
     except ConvertError:
         raise
     except Exception as error:  # any class, from protobuf or tensorflow, for a damaged folder
-        raise ConvertError(f"{path} cannot be loaded as a SavedModel: {first_line(error)}") from None
+        raise ConvertError(
+            f"{path} cannot be loaded as a SavedModel ({first_line(error)}): export it again with model.export(folder)"
+        ) from None
     signature = signatures.get("serving_default") or signatures.get("serve")
     if signature is None:
         raise ConvertError(f"{path} has no serving_default signature: export it with model.export(folder)")

@@ -164,3 +164,20 @@ def varied(keras: Any, **_: Any) -> Any:
     x = layers.Dropout(0.1)(layers.Flatten()(layers.Permute((2, 1))(x)))
     x = layers.Dense(24, activation="hard_sigmoid")(x)
     return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+
+
+def lopsided(keras: Any, **_: Any) -> Any:
+    """Half of the channels a thousand times as large as the others, read at a thousandth, and a swish through which no
+    scale can be moved: one range of codes holds one half only."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 5, strides=2, activation="relu")(entry)  # most multiplications: the others may stay float
+    spread = layers.DepthwiseConv2D(1, strides=2, activation="swish")
+    gather = layers.Conv2D(8, 1, activation="relu")
+    x = layers.GlobalAveragePooling2D()(gather(spread(x)))
+    model = keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+    for layer, factor in ((spread, 1000), (gather, 1 / 1000)):
+        kernel, bias = layer.get_weights()
+        kernel[:, :, ::2] *= factor
+        layer.set_weights([kernel, bias])
+    return model

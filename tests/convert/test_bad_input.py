@@ -4,6 +4,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -369,10 +370,31 @@ def test_what_is_dealt_with_elsewhere_passes(
     assert caught.type is raised
 
 
+@pytest.mark.parametrize("policy", ["int8", "float8"])
+def test_a_model_that_keras_has_quantised_itself(policy: str, keras: Any, refused: Refused, tmp_path: Path) -> None:
+    model = sources.trained(keras)
+    for layer in model.layers[1:]:  # not the input
+        with suppress(NotImplementedError):
+            layer.quantize(policy)
+    model.save(tmp_path / "quantised.keras")
+    line = refused(tmp_path / "quantised.keras")
+    assert policy in line
+    assert "save the float model" in line
+
+
 # ---- photos
 
 
 def test_an_unreadable_photo_is_named(saved: Path, photos: Path, refused: Refused, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "images" / "evaluation" / "dark red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    assert "broken.jpg cannot be used" in refused(saved, images=tmp_path / "images")
+
+
+def test_photos_are_read_before_the_long_work_begins(
+    saved: Path, photos: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "quantise", lambda *_: pytest.fail("it has begun"))
     shutil.copytree(photos, tmp_path / "images")
     (tmp_path / "images" / "evaluation" / "dark red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     assert "broken.jpg cannot be used" in refused(saved, images=tmp_path / "images")

@@ -52,6 +52,7 @@ CASES = {
     "h5 sequential": (sources.sequential, save_h5, {}),
     "h5 nested": (sources.nested, save_h5, {}),
     "exported": (sources.functional, export, {}),
+    "exported nested": (sources.nested, export, {}),
     "saved_model.save": (sources.sequential, save_tensorflow, {}),
     "mixed_float16": (sources.functional, save_keras, {"dtype": "mixed_float16"}),
     "float16": (sources.functional, save_h5, {"dtype": "float16"}),
@@ -107,6 +108,21 @@ def test_a_pruned_network_is_packaged_with_the_share_that_is_left(keras: Any, co
     labels = np.arange(40) % 4
     images = np.stack([sources.picture(label, 500 + seed) for seed, label in enumerate(labels)])
     assert percent(Model(outcome.package / "model.onnx", 1).infer(images).argmax(1) == labels) > 90
+
+
+@pytest.mark.usefixtures("always_int8")
+def test_a_tensor_that_int8_cannot_hold_is_kept_float_and_the_rest_is_int8(
+    keras: Any, convert: Convert, tmp_path: Path
+) -> None:
+    outcome = convert(save_keras(sources.trained(keras, sources.lopsided), tmp_path))
+    assert (outcome.status, outcome.report["verdict"], outcome.report["precision"]) == (0, "mixed", "mixed")
+    kept = outcome.report["quantisation"]["kept_float"]
+    assert kept
+    assert "kept float where rounding cost most" in outcome.report["reason"]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {
+        n.op_type for n in onnx.load(outcome.package / "model.onnx").graph.node
+    }
+    assert outcome.report["evaluation"]["agreement"] >= 0.97
 
 
 def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(

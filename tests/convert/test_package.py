@@ -142,6 +142,24 @@ def test_without_labels_accuracy_is_left_out_and_that_is_said(saved: Path, conve
     assert "drop" not in outcome.report["evaluation"]
 
 
+def test_what_comes_unsplit_is_split_by_a_hash_and_the_card_says_so(
+    saved: Path, convert: Convert, tmp_path: Path
+) -> None:
+    outcome = convert(saved, images=sources.write_photos(tmp_path / "unsplit", [40] * 4))
+    assert outcome.status == 0
+    parts = outcome.report["photos"]
+    assert parts["calibration"] + parts["tuning"] + parts["evaluation"] == 160
+    card = (outcome.package / "MODEL_CARD.md").read_text()
+    assert "(split: a fixed hash of the file name: 60 % calibration, 20 % tuning, 20 % evaluation)" in card
+
+
+def test_the_report_says_what_each_stage_took(packaged: Outcome) -> None:
+    stages = {stage["stage"]: stage for stage in packaged.report["stages"]}
+    assert list(stages)[:2] == ["load and export", "check photos"]
+    assert stages["measure plans"]["seconds"] > 0
+    assert 100 < stages["load and export"]["peak_memory_mb"] < 3000
+
+
 def test_the_card_says_what_people_ask(packaged: Outcome) -> None:
     outcome = packaged
     card = (outcome.package / "MODEL_CARD.md").read_text()
@@ -319,7 +337,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["/bin/umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("kilobytes", [4, 8, 16])
+@pytest.mark.parametrize("kilobytes", [4, 8, 16, 20])  # from the first file to the last
 def test_a_full_disk_under_the_models(
     kilobytes: int, saved: Path, convert: Convert, small_disk: Callable[[int], Path]
 ) -> None:

@@ -1,0 +1,40 @@
+"""The commands of the Makefile, as make would run them."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+from convert.__main__ import read_options
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands(*words: str) -> str:
+    """What make would run."""
+    done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_serve_listens_on_the_port_asked_for() -> None:
+    assert "python -m service --bind 127.0.0.1:8000\n" in commands("serve")
+    assert "python -m service --bind 127.0.0.1:8123\n" in commands("serve", "PORT=8123")
+
+
+def test_test_installs_what_it_needs_and_runs_all_tests() -> None:
+    assert commands("--always-make", "test").splitlines()[-1] == ".venv/bin/python -m pytest"
+    assert "--require-hashes -r requirements/dev.txt" in commands("--always-make", "test")
+
+
+def test_models_are_made_with_options_that_the_command_takes(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    (tmp_path / "python").chmod(0o755)
+    subprocess.run(["make", "models", f"BIN={tmp_path}", "MODELS=m", "IMAGES=i"], cwd=ROOT, check=True)
+    words = [shlex.split(line) for line in said.read_text().splitlines()]
+    assert {tuple(line[:2]) for line in words} == {("-m", "convert")}
+    made = [read_options(line[2:]) for line in words]
+    assert [one.name for one in made] == ["mobilenet_v2", "resnet101_v2", "previous"]
+    assert [str(one.source) for one in made] == [f"m/{one.name}.keras" for one in made]
+    assert [one.gate.agreement for one in made] == [97, 98, 97]
+    assert {one.gate.drop for one in made} == {0.3}
+    assert all(one.replace for one in made)
