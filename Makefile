@@ -14,7 +14,7 @@ install: .venv/dev.stamp
 
 # One environment; `service` is enough to serve, `dev` holds everything.
 .venv/%.stamp: requirements/%.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --require-hashes -r $<
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
 serve: .venv/service.stamp

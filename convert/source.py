@@ -1,4 +1,5 @@
-"""Open what the user has (`.keras`, legacy `.h5`, a SavedModel folder) without running its code."""
+"""Open what the user has (`.keras`, `.h5`, a SavedModel folder) without running its code. What Keras 1 and 2 wrote is
+loaded by their last release (`tf_keras`): Keras 3 misreads much of it, every DepthwiseConv2D for one."""
 
 import hashlib
 import json
@@ -23,13 +24,19 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 PREDICTED = 4  # images a call
 OTHER_PRECISIONS = {"mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"}
-LAMBDAS = {"Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__"}
+LAMBDAS = {"Lambda", "__lambda__"}
+CALLS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceMethod", "InstanceProperty"}
+PURE = re.compile(  # TensorFlow functions of tensors alone
+    r"(math|nn|image|linalg|signal|__operators__)\.\w+|(compat\.v1\.)?(cast|clip_by_value|concat|convert_to_tensor|expand_dims"
+    r"|gather|identity|ones_like|pad|reshape|reverse|shape|size|split|squeeze|stack|stop_gradient|strided_slice|tile"
+    r"|transpose|unstack|where|zeros_like)"
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source. `call` maps float32 `[N, height, width, 3]` tensors to `[N, classes]`; `keras` is None for a
-    SavedModel."""
+    """An opened source. `call` maps float32 `[N, height, width, 3]` tensors to `[N, classes]`; `keras` is a model of
+    Keras 3 or None."""
 
     path: Path
     kind: str
@@ -78,14 +85,13 @@ def quiet() -> None:
 
 
 def open_keras(path: Path, *, trust: bool) -> Source:
-    """A `.keras` or legacy `.h5` file."""
-    import keras  # noqa: PLC0415  takes seconds: not before it is needed
-
+    """A `.keras` or `.h5` file of Keras 3 or before."""
     kind = "keras" if path.suffix.lower() == ".keras" else "h5"
-    stored = read_layers(path, kind)
+    stored, legacy = read_layers(path, kind)
     if not trust:
         refuse_code(stored)
     refuse_quantised(path, stored)
+    keras = framework(legacy=legacy)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
@@ -104,18 +110,33 @@ def open_keras(path: Path, *, trust: bool) -> Source:
             f"{path} computes in another precision and cannot be rebuilt in float32 ({first_line(error)}): save it"
             " with the dtype policy float32"
         ) from None
+    for layer in model._flatten_layers() if legacy else ():
+        if layer.__class__.__name__ == "LayerNormalization":  # else a batch normalisation of as many channels as rows
+            layer._fused = False
     height, width, classes = check_shapes(path, getattr(model, "inputs", None), getattr(model, "outputs", None))
 
     def call(images: Any) -> Any:
         return model(images, training=False)
 
-    return Source(path, kind, hash_of(path), height, width, classes, call, model)
+    return Source(path, kind, hash_of(path), height, width, classes, call, None if legacy else model)
 
 
-def read_layers(path: Path, kind: str) -> list[dict[str, Any]]:
-    """Every object of the architecture as stored, read without building anything."""
+def framework(*, legacy: bool) -> Any:
+    """Keras 3, or the last release of Keras 2. Either takes seconds: not before it is needed."""
+    if legacy:
+        import tf_keras  # noqa: PLC0415
+
+        return tf_keras
+    import keras  # noqa: PLC0415
+
+    return keras
+
+
+def read_layers(path: Path, kind: str) -> tuple[list[dict[str, Any]], bool]:
+    """Every object of the architecture as stored, read without building anything; whether Keras 1 or 2 wrote it."""
     try:
-        return list(layers(read_config(path, kind)))
+        config, version = read_config(path, kind)
+        return list(layers(config)), version.startswith(("1.", "2."))
     except ConvertError:
         raise
     except Exception as error:  # any class, from zipfile and its decompressors, h5py or json, for a damaged or odd file
@@ -124,17 +145,18 @@ def read_layers(path: Path, kind: str) -> list[dict[str, Any]]:
         ) from None
 
 
-def read_config(path: Path, kind: str) -> Any:
-    """The architecture's JSON."""
+def read_config(path: Path, kind: str) -> tuple[Any, str]:
+    """The architecture's JSON, and the version of Keras that wrote it (HDF5 without one is by the first releases)."""
     import h5py  # noqa: PLC0415
 
     if kind == "keras":
         with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("config.json"))
+            about = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+            return json.loads(archive.read("config.json")), str(about.get("keras_version", "3."))
     with h5py.File(path) as file:
         if "model_config" not in file.attrs:
             raise ConvertError(f"{path} holds weights only: save the whole model with model.save('NAME.keras')")
-        return json.loads(file.attrs["model_config"])
+        return json.loads(file.attrs["model_config"]), str(file.attrs.get("keras_version", "1."))
 
 
 def layers(config: Any) -> Iterator[dict[str, Any]]:
@@ -150,9 +172,10 @@ def layers(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def refuse_code(stored: Iterable[dict[str, Any]]) -> None:
-    """Lambda layers hold Python code, custom classes need it: name the first one."""
+    """Lambda layers hold Python code, custom classes need it, and Keras 2 calls any function of TensorFlow by its name:
+    name the first one."""
     for layer in stored:
-        if layer["class_name"] in LAMBDAS or foreign(layer):
+        if layer["class_name"] in LAMBDAS or foreign(layer) or calls_impure(layer):
             raise ConvertError(
                 f"layer {named(layer)} runs code of its own, which is not loaded from model files: use built-in layers"
                 " instead (Rescaling, for instance), or give --trust-source if you know where the file is from"
@@ -171,10 +194,18 @@ def refuse_quantised(path: Path, stored: Iterable[dict[str, Any]]) -> None:
             )
 
 
+def calls_impure(layer: dict[str, Any]) -> bool:
+    """Whether a serialised object is Keras 2's call of a function that may do more than compute."""
+    config = layer.get("config")
+    function = config.get("function") if isinstance(config, dict) else None
+    return layer["class_name"] in CALLS and not PURE.fullmatch(str(function))
+
+
 def foreign(layer: dict[str, Any]) -> bool:
     """Whether a serialised object is of a class that Keras does not have."""
     module = str(layer.get("module") or "keras")
-    return module.split(".", 1)[0] not in {"keras", "builtins"} or ">" in str(layer.get("registered_name"))
+    custom = ">" in f"{layer['class_name']}{layer.get('registered_name')}"
+    return module.split(".", 1)[0] not in {"keras", "tf_keras", "builtins"} or custom
 
 
 def named(layer: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,16 @@ def keras() -> Any:
     import keras  # noqa: PLC0415  takes seconds: only where a model is built
 
     return keras
+
+
+@pytest.fixture(scope="session")
+def keras_2() -> Any:
+    """The last release of Keras 2, which writes what Keras 2 wrote."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tf_keras  # noqa: PLC0415
+
+    return tf_keras
 
 
 @pytest.fixture(scope="session")

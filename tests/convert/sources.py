@@ -89,6 +89,12 @@ def nested(keras: Any, **_: Any) -> Any:
     return keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Rescaling(2.0, -1.0), *layers, head])
 
 
+def operators(keras: Any, **options: Any) -> Any:
+    """Pixels brought to -1 to 1 by operators, as `preprocess_input` does it: Keras 2 stores calls of TensorFlow."""
+    entry = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(entry, body(keras, (entry / 127.5 - 1.0)[..., ::-1], **options))
+
+
 def trained(keras: Any, build: Callable[..., Any] = functional, *, input_range: str = "0,1", **options: Any) -> Any:
     """A model whose head is fitted by ridge regression on 160 pictures: right on nearly all others of the kind.
 

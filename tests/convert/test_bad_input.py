@@ -1,6 +1,7 @@
 """A user's mistake: one line with cause and remedy, exit status 2, nothing left behind."""
 
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -240,6 +242,31 @@ def test_a_trusted_lambda_is_converted(keras: Any, convert: Convert, tmp_path: P
     sources.trained(keras, with_lambda).save(tmp_path / "code.keras")
     outcome = convert(tmp_path / "code.keras", "--trust-source")
     assert (outcome.status, outcome.err) == (0, "")
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("function", ["io.read_file", "raw_ops.WriteFile", "py_function", "maths", "math.truediv.x"])
+def test_what_keras_2_calls_by_name_and_is_no_mathematics_is_not_run(
+    function: str, keras_2: Any, refused: Refused, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.h5"
+    sources.operators(keras_2).save(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace("math.truediv", function)
+    named = rf"layer 'tf\.{re.escape(function)}(_\d+)?' \(TFOpLambda\) runs code of its own"
+    assert re.search(named, refused(path))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.usefixtures("always_int8")
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_lambda_layer_of_keras_2_runs_where_it_is_trusted_only(
+    suffix: str, keras_2: Any, refused: Refused, convert: Convert, tmp_path: Path
+) -> None:
+    path = tmp_path / f"code.{suffix}"
+    sources.trained(keras_2, with_lambda).save(path)
+    assert "layer 'scaled' (Lambda) runs code of its own" in refused(path)
+    assert convert(path, "--trust-source").status == 0
 
 
 @pytest.mark.parametrize("suffix", ["keras", "h5"])

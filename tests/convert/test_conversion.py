@@ -25,7 +25,7 @@ def save_keras(model: Any, folder: Path) -> Path:
 
 
 def save_h5(model: Any, folder: Path) -> Path:
-    """Keras 2's format."""
+    """Keras 2's format, which Keras 3 still writes."""
     model.save(folder / "source.h5")
     return folder / "source.h5"
 
@@ -33,6 +33,12 @@ def save_h5(model: Any, folder: Path) -> Path:
 def export(model: Any, folder: Path) -> Path:
     """Keras 3's SavedModel."""
     model.export(folder / "source", format="tf_saved_model", verbose=False)
+    return folder / "source"
+
+
+def save_tf(model: Any, folder: Path) -> Path:
+    """Keras 2's SavedModel."""
+    model.save(folder / "source", save_format="tf")
     return folder / "source"
 
 
@@ -66,16 +72,39 @@ CASES = {
     "parted": (sources.parted, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
 }
+KERAS_2_CASES = {
+    "h5 functional": (sources.functional, save_h5, {}),
+    "h5 sequential": (sources.sequential, save_h5, {}),
+    "h5 nested": (sources.nested, save_h5, {}),
+    "h5 varied": (sources.varied, save_h5, {}),
+    "h5 mixed_float16": (sources.functional, save_h5, {"dtype": "mixed_float16"}),
+    "h5 that calls TensorFlow": (sources.operators, save_h5, {"input_range": "0,255"}),
+    "keras nested": (sources.nested, save_keras, {}),
+    "SavedModel nested": (sources.nested, save_tf, {}),
+}
 
 
 @pytest.mark.usefixtures("always_int8")
 @pytest.mark.parametrize("case", CASES)
 def test_a_source_becomes_a_package_that_serves(case: str, keras: Any, convert: Convert, tmp_path: Path) -> None:
     build, save, options = CASES[case]
-    source = save(sources.trained(keras, build, **options), tmp_path)
+    outcome = convert(save(sources.trained(keras, build, **options), tmp_path))
+    check(outcome, 0.05 if case in {"exported mixed_float16", "exported bfloat16"} else 1e-4)
 
-    outcome = convert(source)
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.usefixtures("always_int8")
+@pytest.mark.parametrize("case", KERAS_2_CASES)
+def test_what_keras_2_wrote_becomes_a_package_that_serves(
+    case: str, keras_2: Any, convert: Convert, tmp_path: Path
+) -> None:
+    build, save, options = KERAS_2_CASES[case]
+    source = save(sources.trained(keras_2, build, **options), tmp_path)
+    check(convert(source, f"--input-range={options.get('input_range', '0,1')}"), 1e-4)
+
+
+def check(outcome: Outcome, parity: float) -> None:
+    """What every package promises."""
     assert (outcome.status, outcome.err) == (0, "")
     served = Model(outcome.package / "model.onnx", 1)
     labels = np.arange(40) % 4
@@ -84,9 +113,8 @@ def test_a_source_becomes_a_package_that_serves(case: str, keras: Any, convert: 
     assert np.allclose(answers.sum(1), 1, atol=1e-3)
     assert percent(answers.argmax(1) == labels) > 90
     assert served.metadata.labels == sources.CLASSES
-    half_saved_model = case in {"exported mixed_float16", "exported bfloat16"}
-    assert outcome.report["parity"]["limit"] == (0.05 if half_saved_model else 1e-4)
-    assert outcome.report["parity"]["max_dp"] < outcome.report["parity"]["limit"]
+    assert outcome.report["parity"]["limit"] == parity
+    assert outcome.report["parity"]["max_dp"] < parity
 
 
 @pytest.mark.parametrize("mark", ["7-bit", "8-bit"])
