@@ -26,6 +26,7 @@ PREDICTED = 4  # images a call
 OTHER_PRECISIONS = {"mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"}
 LAMBDAS = {"Lambda", "__lambda__"}
 CALLS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceMethod", "InstanceProperty"}
+INITIALIZERS = "tensorflow.python.ops.init_ops_v2"  # TensorFlow's own, which Keras 2 stored
 PURE = re.compile(  # TensorFlow functions of tensors alone
     r"(math|nn|image|linalg|signal|__operators__)\.\w+|(compat\.v1\.)?(cast|clip_by_value|concat|convert_to_tensor|expand_dims"
     r"|gather|identity|ones_like|pad|reshape|reverse|shape|size|split|squeeze|stack|stop_gradient|strided_slice|tile"
@@ -205,7 +206,8 @@ def foreign(layer: dict[str, Any]) -> bool:
     """Whether a serialised object is of a class that Keras does not have."""
     module = str(layer.get("module") or "keras")
     custom = ">" in f"{layer['class_name']}{layer.get('registered_name')}"
-    return module.split(".", 1)[0] not in {"keras", "tf_keras", "builtins"} or custom
+    known = module.split(".", 1)[0] in {"keras", "tf_keras", "builtins"} or module == INITIALIZERS
+    return custom or not known
 
 
 def named(layer: dict[str, Any]) -> str:

@@ -149,6 +149,15 @@ def parted(keras: Any, **_: Any) -> Any:
     return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
 
 
+def constant(keras: Any) -> Any:
+    """An initializer; for Keras 2 TensorFlow's own, as EfficientNetV2 has it."""
+    if keras.__version__.startswith("3."):
+        return keras.initializers.Constant(0.1)
+    import tensorflow as tf  # noqa: PLC0415
+
+    return tf.constant_initializer(0.1)
+
+
 def varied(keras: Any, **_: Any) -> Any:
     """What newer image classifiers are made of: mean and variance a colour, padding, Concat, squeeze and excite, swish,
     grouped and dilated convolutions, pre-activation BatchNorm, average pooling, layer normalisation, a hidden layer."""
@@ -168,7 +177,7 @@ def varied(keras: Any, **_: Any) -> Any:
     x = layers.LayerNormalization()(x)
     x = layers.Reshape((64, 96))(x)
     x = layers.Dropout(0.1)(layers.Flatten()(layers.Permute((2, 1))(x)))
-    x = layers.Dense(24, activation="hard_sigmoid")(x)
+    x = layers.Dense(24, activation="hard_sigmoid", bias_initializer=constant(keras))(x)
     return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
 
 

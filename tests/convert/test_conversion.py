@@ -92,7 +92,9 @@ def test_a_source_becomes_a_package_that_serves(case: str, keras: Any, convert: 
     check(outcome, 0.05 if case in {"exported mixed_float16", "exported bfloat16"} else 1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.filterwarnings(
+    "ignore:You are saving your model as an HDF5 file", "ignore:The `keras.initializers.serialize"
+)
 @pytest.mark.usefixtures("always_int8")
 @pytest.mark.parametrize("case", KERAS_2_CASES)
 def test_what_keras_2_wrote_becomes_a_package_that_serves(
