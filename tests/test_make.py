@@ -1,5 +1,6 @@
 """The commands of the Makefile, as make would run them."""
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -9,10 +10,18 @@ from convert.__main__ import read_options
 ROOT = Path(__file__).parents[1]
 
 
+# These tests may be run by make itself, which tells the makes below it so.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+
+
+def make(*words: str) -> str:
+    done = subprocess.run(["make", *words], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
 def commands(*words: str) -> str:
     """What make would run."""
-    done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True, text=True)
-    return done.stdout
+    return make("--dry-run", *words)
 
 
 def test_serve_listens_on_the_port_asked_for() -> None:
@@ -29,7 +38,7 @@ def test_models_are_made_with_options_that_the_command_takes(tmp_path: Path) -> 
     said = tmp_path / "said"
     (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
     (tmp_path / "python").chmod(0o755)
-    subprocess.run(["make", "models", f"BIN={tmp_path}", "MODELS=m", "IMAGES=i"], cwd=ROOT, check=True)
+    make("models", f"BIN={tmp_path}", "MODELS=m", "IMAGES=i")
     words = [shlex.split(line) for line in said.read_text().splitlines()]
     assert {tuple(line[:2]) for line in words} == {("-m", "convert")}
     made = [read_options(line[2:]) for line in words]

@@ -47,10 +47,19 @@ def apart() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packages")
+    return readable(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 1.5 GFLOP: a few users make a queue on any machine."""
+    return readable(tmp_path_factory.mktemp("slow"), size=64, work=10, golden_images=1)
+
+
+def readable(folder: Path, **figures: int) -> Path:
     for level in [folder, *folder.parents[:2]]:
         level.chmod(0o755)  # the service's user is another
-    write_package(folder, "colours")
+    write_package(folder, "colours", **figures)
     return folder
 
 
@@ -162,10 +171,10 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
 
 
 @pytest.mark.parametrize("metric", ["cpu", "queue"])
-def test_the_scaled_stack_follows_the_load(metric: str, packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scaled_stack_follows_the_load(metric: str, slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALE_ON", metric)
     figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
-    with stacks.up("scaled", model="colours", models_dir=packages, engine="docker", **figures) as running:
+    with stacks.up("scaled", model="colours", models_dir=slow, engine="docker", **figures) as running:
         assert running.replicas() == 1
         with load(running.url, PHOTO, users=12) as answers:
             until(lambda: running.replicas() == 2)
