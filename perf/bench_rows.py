@@ -99,8 +99,10 @@ def model_rows(bench: Bench, model: str) -> Iterator[Row]:
 
 
 def cost_rows(bench: Bench, model: str, server: Server, plan: dict[str, Any], photo: Path) -> Iterator[Row]:
-    """CPU seconds a thousand photos, and photos a second, raw and multipart, each between two bare loops: a machine that
-    shares its host is another a few seconds later."""
+    """CPU seconds a thousand photos, and photos a second, raw and multipart.
+
+    Each load stands between two bare loops: a machine that shares its host is another a few seconds later.
+    """
     count = requests_of(bench.effort.round_s, plan)
     threads = f"--intra-op-threads={plan['intra_op_threads']}"
     bare_loop = ("service.bare_loop", "loop", photo, onnx(bench, model), f"--count={count}", threads)
