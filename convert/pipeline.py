@@ -35,7 +35,10 @@ RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45
 LEAST_PORTABLE = 99.0  # percent of answers that two kinds of CPU must share
-TOOLS = ("keras", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg", "cykooz-resizer")
+TOOLS = (
+    "keras", "tf-keras", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg",
+    "cykooz-resizer",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Open what the user has (`.keras`, `.h5`, a SavedModel folder) without running its code. What Keras 1 and 2 wrote is
-loaded by their last release (`tf_keras`): Keras 3 misreads much of it, every DepthwiseConv2D for one."""
+"""Open what the user has (`.keras`, `.h5`, a SavedModel folder) without running its code. What Keras 2 wrote is loaded
+by its last release (`tf_keras`): Keras 3 misreads much of it, every DepthwiseConv2D for one."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import ConvertError
+from convert.trust import foreign, named, refuse_code, refuse_links
 from convert.unsafe import refuse_unsafe_ops
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,14 +25,6 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 PREDICTED = 4  # images a call
 OTHER_PRECISIONS = {"mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"}
-LAMBDAS = {"Lambda", "__lambda__"}
-CALLS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceMethod", "InstanceProperty"}
-INITIALIZERS = "tensorflow.python.ops.init_ops_v2"  # TensorFlow's own, which Keras 2 stored
-PURE = re.compile(  # TensorFlow functions of tensors alone
-    r"(math|nn|image|linalg|signal|__operators__)\.\w+|(compat\.v1\.)?(cast|clip_by_value|concat|convert_to_tensor|expand_dims"
-    r"|gather|identity|ones_like|pad|reshape|reverse|shape|size|split|squeeze|stack|stop_gradient|strided_slice|tile"
-    r"|transpose|unstack|where|zeros_like)"
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,9 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     kind = "keras" if path.suffix.lower() == ".keras" else "h5"
     stored, legacy = read_layers(path, kind)
     if not trust:
-        refuse_code(stored)
+        refuse_code(stored, legacy=legacy)
+    if legacy and not trust:
+        refuse_links(path)
     refuse_quantised(path, stored)
     keras = framework(legacy=legacy)
     try:
@@ -134,26 +129,34 @@ def framework(*, legacy: bool) -> Any:
 
 
 def read_layers(path: Path, kind: str) -> tuple[list[dict[str, Any]], bool]:
-    """Every object of the architecture as stored, read without building anything; whether Keras 1 or 2 wrote it."""
+    """Every object of the architecture as stored, read without building anything; whether Keras 2 wrote it."""
     try:
         config, version = read_config(path, kind)
-        return list(layers(config)), version.startswith(("1.", "2."))
+        stored = list(layers(config))
     except ConvertError:
         raise
     except Exception as error:  # any class, from zipfile and its decompressors, h5py or json, for a damaged or odd file
         raise ConvertError(
             f"{path} is damaged or no Keras file ({type(error).__name__}: {first_line(error)}): save it again"
         ) from None
+    if version.startswith("1."):
+        raise ConvertError(
+            f"{path} is of Keras {version}: load it with Keras 2 (TensorFlow 2.15, say) and save it again"
+        )
+    return stored, version.startswith("2.")
 
 
 def read_config(path: Path, kind: str) -> tuple[Any, str]:
-    """The architecture's JSON, and the version of Keras that wrote it (HDF5 without one is by the first releases)."""
+    """The architecture's JSON, and the version of Keras that wrote it (HDF5 without one is by the first releases). How
+    the model was trained is left out: it is not loaded, and may name losses of the user's own."""
     import h5py  # noqa: PLC0415
 
     if kind == "keras":
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
-            return json.loads(archive.read("config.json")), str(about.get("keras_version", "3."))
+            config = json.loads(archive.read("config.json"))
+            config.pop("compile_config", None)
+            return config, str(about.get("keras_version", "3."))
     with h5py.File(path) as file:
         if "model_config" not in file.attrs:
             raise ConvertError(f"{path} holds weights only: save the whole model with model.save('NAME.keras')")
@@ -172,49 +175,16 @@ def layers(config: Any) -> Iterator[dict[str, Any]]:
             yield from layers(value)
 
 
-def refuse_code(stored: Iterable[dict[str, Any]]) -> None:
-    """Lambda layers hold Python code, custom classes need it, and Keras 2 calls any function of TensorFlow by its name:
-    name the first one."""
-    for layer in stored:
-        if layer["class_name"] in LAMBDAS or foreign(layer) or calls_impure(layer):
-            raise ConvertError(
-                f"layer {named(layer)} runs code of its own, which is not loaded from model files: use built-in layers"
-                " instead (Rescaling, for instance), or give --trust-source if you know where the file is from"
-            )
-
-
 def refuse_quantised(path: Path, stored: Iterable[dict[str, Any]]) -> None:
     """Keras' own int8, int4 and float8 policies have rounded the weights already, and round activations as they run."""
     for policy in stored:
-        if re.fullmatch(r"Quantized\w*DTypePolicy", policy["class_name"]):
+        if re.fullmatch(r"(Quantized|GPTQ|AWQ|Int4)\w*DTypePolicy", policy["class_name"]):
             config = policy.get("config")
             mode = config.get("mode") if isinstance(config, dict) else policy["class_name"]
             raise ConvertError(
                 f"{path} was quantised to {mode} by Keras: save the float model that it was made from (before"
                 " model.quantize), for rounding twice costs accuracy"
             )
-
-
-def calls_impure(layer: dict[str, Any]) -> bool:
-    """Whether a serialised object is Keras 2's call of a function that may do more than compute."""
-    config = layer.get("config")
-    function = config.get("function") if isinstance(config, dict) else None
-    return layer["class_name"] in CALLS and not PURE.fullmatch(str(function))
-
-
-def foreign(layer: dict[str, Any]) -> bool:
-    """Whether a serialised object is of a class that Keras does not have."""
-    module = str(layer.get("module") or "keras")
-    custom = ">" in f"{layer['class_name']}{layer.get('registered_name')}"
-    known = module.split(".", 1)[0] in {"keras", "tf_keras", "builtins"} or module == INITIALIZERS
-    return custom or not known
-
-
-def named(layer: dict[str, Any]) -> str:
-    """A serialised object's name and class."""
-    inner = layer.get("config")
-    name = inner.get("name", layer["class_name"]) if isinstance(inner, dict) else layer["class_name"]
-    return f"{name!r} ({layer['class_name']})"
 
 
 def in_float32(model: Any) -> Any:

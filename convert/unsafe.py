@@ -1,32 +1,20 @@
 """SavedModels that are code, not only weights: operations that reach files, other machines or Python."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.errors import ConvertError
 
-UNSAFE_OPS = {
-    "CSVDataset", "CSVDatasetV2", "CacheDataset", "CacheDatasetV2", "CloseSummaryWriter", "CreateSummaryDbWriter",
-    "CreateSummaryFileWriter", "DataServiceDataset", "DataServiceDatasetV2", "DataServiceDatasetV3",
-    "DataServiceDatasetV4", "DatasetToTFRecord", "DebugIdentity", "DebugIdentityV2", "DebugIdentityV3", "DebugNanCount",
-    "DebugNumericSummary", "DebugNumericSummaryV2", "DistributedSave", "DumpTensor", "EagerPyFunc",
-    "ExperimentalCSVDataset", "ExperimentalDatasetToTFRecord", "ExperimentalLMDBDataset",
-    "ExperimentalMatchingFilesDataset", "ExperimentalSqlDataset", "FileSystemSetConfiguration",
-    "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2",
-    "FlushSummaryWriter", "GenerateVocabRemapping", "IdentityReader", "IdentityReaderV2", "ImmutableConst",
-    "ImportEvent", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "LMDBDataset", "LMDBReader",
-    "ListSnapshotChunksDataset", "LoadAndRemapMatrix", "LoadDataset", "MatchingFiles", "MatchingFilesDataset", "Print",
-    "PrintV2", "PyFunc", "PyFuncStateless", "ReadFile", "ReaderReadUpToV2", "ReaderReadV2", "RemoteCall", "Restore",
-    "RestoreSlice", "RpcCall", "RpcClient", "RpcServer", "RpcServerStart", "Save", "SaveDataset", "SaveDatasetV2",
-    "SaveSlices", "SnapshotChunkDataset", "SnapshotDataset", "SnapshotDatasetReader", "SnapshotDatasetV2",
-    "SnapshotNestedDatasetReader", "SqlDataset", "StatsAggregatorSetSummaryWriter", "SummaryWriter", "TFRecordDataset",
-    "TFRecordDatasetV2", "TFRecordReader", "TFRecordReaderV2", "TextLineDataset", "TextLineReader", "TextLineReaderV2",
-    "WholeFileReader", "WholeFileReaderV2", "WriteAudioSummary", "WriteFile", "WriteGraphSummary",
-    "WriteHistogramSummary", "WriteImageSummary", "WriteRawProtoSummary", "WriteScalarSummary", "WriteSummary",
-}  # fmt: skip
-WRITING_OPS = {"MergeV2Checkpoints", "SaveV2"}
-SAVER_OPS = {"DTensorRestoreV2", "RestoreV2"} | WRITING_OPS  # in every SavedModel, for its variables
+# Of the operations that TensorFlow has, those that a model which only computes has no use for.
+UNSAFE = re.compile(
+    r"\w*(Dataset|Debug|File(?!name|spec)|Iterator|PyFunc|Reader|Record|Rpc|Snapshot|Summary\w*Writer|Write\w*Summary)\w*"
+    r"|CalibrationStatisticsSaver|DistributedSave|DumpTensor|FixedUnigramCandidateSampler|GenerateVocabRemapping|ImmutableConst"
+    r"|ImportEvent|LoadAndRemapMatrix|Print(V2)?|RemoteCall|Restore(Slice)?|Save(Slices)?|Skipgram"
+)
+WRITING = re.compile("MergeV2Checkpoints|SaveV2")
+SAVER = re.compile(rf"DTensorRestoreV2|RestoreV2|{WRITING.pattern}")  # in every SavedModel, for its variables
 
 
 def refuse_unsafe_ops(path: Path) -> None:
@@ -42,16 +30,16 @@ def refuse_unsafe_ops(path: Path) -> None:
     for meta in stored.meta_graphs:
         functions = {function.signature.name: function.node_def for function in meta.graph_def.library.function}
         for node in (*meta.graph_def.node, *(node for body in functions.values() for node in body)):
-            refuse(path, node, UNSAFE_OPS)
+            refuse(path, node, UNSAFE)
         for node in reached(needed(meta, served(meta)), functions, meta.object_graph_def.concrete_functions):
-            refuse(path, node, SAVER_OPS)
+            refuse(path, node, SAVER)
         for node in reached(needed(meta, [meta.saver_def.restore_op_name]), functions, []):
-            refuse(path, node, WRITING_OPS)
+            refuse(path, node, WRITING)
 
 
-def refuse(path: Path, node: Any, unsafe: set[str]) -> None:
+def refuse(path: Path, node: Any, unsafe: re.Pattern[str]) -> None:
     """Name a node that has an unsafe operation."""
-    if node.op in unsafe:
+    if unsafe.fullmatch(node.op):
         raise ConvertError(
             f"{path}: node {node.name!r} ({node.op}) reaches files or runs Python: remove it, or give"
             " --trust-source if you know where the model is from"

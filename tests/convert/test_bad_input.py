@@ -17,7 +17,8 @@ from convert import pipeline
 from convert.errors import ConvertError, GateRefusedError
 from convert.photos import Photos
 from convert.progress import Progress
-from convert.unsafe import SAVER_OPS, UNSAFE_OPS
+from convert.source import refuse_quantised
+from convert.unsafe import SAVER, UNSAFE
 from service.image import Contract
 from tests.convert import sources
 from tests.convert.conftest import Outcome
@@ -245,19 +246,6 @@ def test_a_trusted_lambda_is_converted(keras: Any, convert: Convert, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-@pytest.mark.parametrize("function", ["io.read_file", "raw_ops.WriteFile", "py_function", "maths", "math.truediv.x"])
-def test_what_keras_2_calls_by_name_and_is_no_mathematics_is_not_run(
-    function: str, keras_2: Any, refused: Refused, tmp_path: Path
-) -> None:
-    path = tmp_path / "calls.h5"
-    sources.operators(keras_2).save(path)
-    with h5py.File(path, "r+") as file:
-        file.attrs["model_config"] = file.attrs["model_config"].replace("math.truediv", function)
-    named = rf"layer 'tf\.{re.escape(function)}(_\d+)?' \(TFOpLambda\) runs code of its own"
-    assert re.search(named, refused(path))
-
-
-@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.usefixtures("always_int8")
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
 def test_a_lambda_layer_of_keras_2_runs_where_it_is_trusted_only(
@@ -279,6 +267,61 @@ def test_a_custom_layer_is_named(suffix: str, keras: Any, refused: Refused, tmp_
     keras.Model(entry, sources.body(keras, Doubled(name="own")(entry))).save(tmp_path / f"custom.{suffix}")
     assert "Doubled" in refused(tmp_path / f"custom.{suffix}")
     assert "Doubled" in refused(tmp_path / f"custom.{suffix}", "--trust-source")  # its code is not in the file
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("way", ["link", "data", "view"])
+def test_weights_that_are_in_another_file_are_not_read(
+    way: str, keras_2: Any, refused: Refused, tmp_path: Path
+) -> None:
+    path, private = tmp_path / "linked.h5", tmp_path / "private.h5"
+    sources.functional(keras_2).save(path)
+    with h5py.File(path, "r+") as file, h5py.File(private, "w") as other:
+        other["secret"] = np.zeros(4, np.float32)
+        place, shape = file["model_weights/head"], {"shape": (4,), "dtype": np.float32}
+        if way == "link":
+            place["more"] = h5py.ExternalLink(str(private), "secret")
+        elif way == "data":
+            place.create_dataset("more", **shape, external=str(private))
+        else:
+            layout = h5py.VirtualLayout(**shape)
+            layout[:] = h5py.VirtualSource(str(private), "secret", (4,))
+            place.create_virtual_dataset("more", layout)
+    assert "linked.h5: model_weights/head/more is in another file" in refused(path)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_weights_in_another_file_than_the_archive_of_keras_2_are_not_read(
+    keras_2: Any, refused: Refused, tmp_path: Path
+) -> None:
+    path, weights = tmp_path / "linked.keras", tmp_path / "model.weights.h5"
+    sources.functional(keras_2).save(path)
+    with zipfile.ZipFile(path) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist()}
+    weights.write_bytes(kept[weights.name])
+    with h5py.File(weights, "r+") as file:
+        file["more"] = h5py.ExternalLink("/etc/private.h5", "secret")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (kept | {weights.name: weights.read_bytes()}).items():
+            archive.writestr(name, data)
+    assert "linked.keras: more is in another file" in refused(path)
+
+
+def test_a_loss_of_ones_own_does_not_matter(keras: Any, convert: Convert, tmp_path: Path) -> None:
+    def own_loss(wanted: Any, found: Any) -> Any:
+        return wanted - found
+
+    model = sources.trained(keras)
+    model.compile(loss=own_loss)
+    model.save(tmp_path / "compiled.keras")
+    assert convert(tmp_path / "compiled.keras").status == 0
+
+
+def test_a_file_of_keras_1_is_named(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = '{"class_name": "Sequential", "config": []}'
+        file.attrs["keras_version"] = "1.2.2"
+    assert "is of Keras 1.2.2: load it with Keras 2" in refused(tmp_path / "old.h5")
 
 
 @pytest.mark.parametrize("operation", ["py_function", "read_file", "a name that hides"])
@@ -352,10 +395,21 @@ def test_a_saved_model_that_writes_files_where_it_should_read_its_variables(
     assert "(SaveV2) reaches files" in refused(folder)
 
 
-def test_operations_that_are_refused_are_those_that_tensorflow_has() -> None:
-    from tensorflow.python.framework import op_def_registry  # noqa: PLC0415
+def test_every_operation_of_tensorflow_that_is_told_a_file_an_address_or_a_program_is_refused() -> None:
+    from tensorflow.core.framework import op_def_pb2, types_pb2  # noqa: PLC0415
+    from tensorflow.python.client import pywrap_tf_session  # noqa: PLC0415
 
-    assert [name for name in sorted(UNSAFE_OPS | SAVER_OPS) if op_def_registry.get(name) is None] == []
+    telling = re.compile("file|path|dir(?!ection)|address|prefix|graph_def|region")
+    found = pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList())
+    told = set()
+    for op in op_def_pb2.OpList.FromString(found).op:
+        inputs = [each.name for each in op.input_arg if each.type == types_pb2.DT_STRING]
+        if any(
+            map(telling.search, inputs + [each.name for each in op.attr if each.type in ("string", "list(string)")])
+        ):
+            told.add(op.name)
+    assert {"ReadFile", "DatasetFromGraph", "SaveV2", "LMDBDataset", "ImmutableConst"} <= told
+    assert {name for name in told if not UNSAFE.fullmatch(name) and not SAVER.fullmatch(name)} == set()
 
 
 # ---- a network not met before
@@ -395,6 +449,17 @@ def test_what_is_dealt_with_elsewhere_passes(
     with pytest.raises(raised) as caught:
         pipeline.quantise(options, Contract(8, 8), nothing, tmp_path, Progress(quiet=True))
     assert caught.type is raised
+
+
+def test_every_policy_of_keras_that_quantises_is_known(keras: Any) -> None:
+    from keras.src.dtype_policies import dtype_policy  # noqa: PLC0415  the public module lacks some
+
+    base = dtype_policy.QuantizedDTypePolicy
+    names = [name for name, found in vars(dtype_policy).items() if isinstance(found, type) and issubclass(found, base)]
+    assert len(names) > 3
+    for name in names:
+        with pytest.raises(ConvertError, match="was quantised to"):
+            refuse_quantised(Path("x"), [{"class_name": name, "config": None}])
 
 
 @pytest.mark.parametrize("policy", ["int8", "float8"])

