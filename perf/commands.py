@@ -5,13 +5,14 @@ import contextlib
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from perf import adapters, engine, facts, findings, photos, results, stacks, tables
+from perf import adapters, compose, engine, facts, findings, photos, results, stacks, tables
 from perf import compare as comparing
 from perf import plan as planning
 from perf import report as reporting
@@ -29,11 +30,13 @@ def run(given: argparse.Namespace) -> int:
     """Measure and report, also what an interrupted run has measured. Status 1: no cell is valid; 130: interrupted."""
     options, _ = run_options(given), constraints(given)  # a mistake in either is said before anything is measured
     sent = [photo.name for photo in photos.load(options.photos)]
-    run_facts = running.start(options, sent)
-    prepare(options.out)
     cells, seconds = len(options.stacks) * len(options.models), round(running.length_s(options))
     what = f"{cells} cell{'s' * (cells > 1)} ({', '.join(options.stacks)} x {', '.join(options.models)})"
     say(f"{what}, about {seconds // 60} min {seconds % 60:02} s, by {options.engine}")
+    if options.engine == "docker":
+        say("images are built first where they are not there yet: minutes")
+    run_facts = running.start(options, sent)
+    prepare(options.out)
     status = 0
     try:
         with Progress(options, given.latency) as progress:
@@ -51,7 +54,7 @@ class Progress:
     def __init__(self, options: Options, latency: bool) -> None:
         self.options, self.latency = options, latency
         self.ended = 0.0  # planned seconds of the cells that are over
-        layout = "{desc:<26}{percentage:3.0f}% |{bar}| {elapsed} passed, {postfix}"
+        layout = "{desc:<26}{percentage:3.0f}% |{bar}| {elapsed} passed{postfix}"
         self.planned = round(running.length_s(options), 1)
         self.bar = tqdm(total=self.planned, bar_format=layout, mininterval=0.5, dynamic_ncols=True, postfix="")
 
@@ -95,6 +98,8 @@ def run_options(given: argparse.Namespace) -> Options:
         )
     if unknown := [name for name in given.stacks if name not in STACKS]:
         raise ValueError(f"unknown stack {', '.join(unknown)}: choose from {', '.join(STACKS)}")
+    if twice := [name for names in (models, given.stacks) for name, n in Counter(names).items() if n > 1]:
+        raise ValueError(f"{', '.join(twice)} named twice: each cell is measured once")
     adapters.find(given.tool)
     here = Path(__file__).parent
     return Options(
@@ -115,7 +120,7 @@ def run_options(given: argparse.Namespace) -> Options:
 def stack_options(given: argparse.Namespace) -> dict[str, Any]:
     """What every stack of this command line is brought up with."""
     return {
-        "engine": given.engine or ("docker" if engine.available() else "local"),
+        "engine": given.engine or ("docker" if engine.available() and compose.installed() else "local"),
         "replicas": given.replicas,
         "max_replicas": given.max_replicas,
         "cpus": given.cpus or len(os.sched_getaffinity(0)) / CPU_SHARES,
@@ -187,7 +192,9 @@ def _report(folder: Path, given: argparse.Namespace) -> int:
 
 def compare(given: argparse.Namespace) -> int:
     """Print two runs side by side."""
-    (_, before), (_, after) = results.read(given.before), results.read(given.after)
+    (before_run, before), (after_run, after) = results.read(given.before), results.read(given.after)
+    for text in comparing.unlike(before_run, after_run):
+        say(f"not the same in both: {text}")
     say(table_text(comparing.table(comparing.compare(before, after))))
     for text in comparing.left_out(before, after):
         say(f"left out: {text}")

@@ -1,6 +1,7 @@
 """Two runs side by side, with intervals, so that a change can be judged."""
 
-from typing import NamedTuple
+from math import isnan, nan
+from typing import Any, NamedTuple
 
 from perf.intervals import Interval, ratio
 from perf.summary import Cell
@@ -23,7 +24,7 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """better, worse or no difference shown; a figure read once has no interval and gets no verdict."""
-        if self.ratio.low == self.ratio.value == self.ratio.high:
+        if isnan(self.ratio.low):
             return "one reading"
         if self.ratio.low <= 1 <= self.ratio.high:
             return "no difference shown"
@@ -41,6 +42,17 @@ def left_out(before: list[Cell], after: list[Cell]) -> list[str]:
     """Cells that are not in both runs or not valid in both."""
     names = [{f"{c.stack} {c.model}" for c in cells if not c.reasons} for cells in (before, after)]
     return sorted({f"{c.stack} {c.model}" for c in (*before, *after)} - (names[0] & names[1]))
+
+
+def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What was not the same in two runs and moves their figures, beside what is compared."""
+    conditions = [
+        {"photos": run["photos"], **run["options"], **{name: run["machine"][name] for name in ("cpu", "cores")}}
+        for run in (before, after)
+    ]
+    names = sorted({*conditions[0], *conditions[1]} - {"stacks", "models"})
+    values = [(name, *(known.get(name) for known in conditions)) for name in names]
+    return [f"{name} ({old} and {new})" for name, old, new in values if old != new]
 
 
 def _differences(a: Cell, b: Cell) -> list[Difference]:
@@ -74,7 +86,7 @@ def _figures(cell: Cell) -> dict[str, Interval]:
 
 
 def _once(value: float) -> Interval:
-    return Interval(value, value, value)
+    return Interval(value, nan, nan)
 
 
 def table(differences: list[Difference]) -> Table:
@@ -89,6 +101,6 @@ def table(differences: list[Difference]) -> Table:
 
 
 def _text(value: Interval) -> str:
-    if value.low == value.high:
+    if isnan(value.low) or value.low == value.high:
         return f"{value.value:.4g}"
     return f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g})"

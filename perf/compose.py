@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from perf import engine, replica
@@ -52,7 +53,11 @@ class Project:
         except FileNotFoundError as error:
             raise StackError("no docker command; install Docker or use the local engine") from error
         except subprocess.CalledProcessError as error:
-            said = "\n".join(error.stderr.strip().splitlines()[-5:])
+            if not installed():
+                raise StackError(
+                    "docker has no compose plugin: install it (make docker-plugins), or use --engine local"
+                ) from error
+            said = " / ".join(error.stderr.strip().splitlines()[-5:])
             raise StackError(f"docker compose {' '.join(arguments)} failed: {said}") from error
         return done.stdout
 
@@ -63,7 +68,8 @@ class Project:
             self.run("up", "--detach", "--no-build")
             self._wait_ready()
         except StackError as error:
-            raise StackError(f"{error}\n{self.run('logs', '--no-color', '--tail', '5')}".rstrip()) from error
+            said = self.run("logs", "--no-color", "--tail", "5").strip().splitlines()
+            raise StackError(" / ".join([str(error), *said])) from error
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_S
@@ -76,6 +82,9 @@ class Project:
 
     def down(self) -> None:
         """End and remove containers and networks; nothing is in flight any more, so that no drain is waited for."""
+        if self.profile == "scaled":  # first: it may be about to start a replica
+            with suppress(StackError):
+                self.run("rm", "--stop", "--force", "scaler")
         self.run("down", "--remove-orphans", "--volumes", "--timeout", "1")
 
     def replicas(self) -> int:
@@ -119,6 +128,15 @@ def _is_ready(container: engine.Container) -> bool:
     """By its own word; where it cannot be reached from here, by its health check, which may be 30 s old."""
     said = replica.ready(_url(container))
     return engine.healthy(container) if said is None else said
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether docker has its compose plugin."""
+    try:
+        return not subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode  # noqa: S607
+    except OSError:
+        return False
 
 
 @functools.cache

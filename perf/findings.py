@@ -8,6 +8,7 @@ from perf.recommend import Candidate, Recommendation
 from perf.summary import Cell
 from perf.tables import Table, found
 
+MOST_NAMED = 8  # photos
 CAPTIONS = {
     "rates": (
         "Users (-c, 10 by default) that send their next photo when the last is answered. "
@@ -132,7 +133,7 @@ def method(run: dict[str, Any]) -> list[str]:
         "of varying load; take it down. Resources are read from cgroups or /proc once a second (at the constant rate "
         "six times: reading disturbs), and the same little work is timed each time: a machine that shares its host "
         "drifts, and what is compared runs minutes apart.",
-        f"Photos, in turn: {', '.join(run['photos'])}. Engine: {options['engine']}; limits of a replica: "
+        f"Photos, in turn: {_few(run['photos'])}. Engine: {options['engine']}; limits of a replica: "
         f"{options['cpus']:g} cores, {options['memory_mb']} MB (plain: the same cores, the memory it needs); "
         f"balanced has {options['replicas']} replicas, scaled 1 to {options['max_replicas']}. Held to them by: {held}.",
         "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise "
@@ -155,6 +156,12 @@ def machine(run: dict[str, Any]) -> Table:
         rows[-1][0] = "Versions, plain recipe and generator"
         rows.append(["Versions, containers", _named(images)])
     return Table("Machine", ["", ""], rows)
+
+
+def _few(names: list[str]) -> str:
+    """All names, or the first and how many more."""
+    more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    return ", ".join([*names[:MOST_NAMED], *more])
 
 
 def _named(versions: dict[str, str]) -> str:

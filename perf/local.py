@@ -95,7 +95,7 @@ class Replicas:
 
     def asked(self) -> int:
         """Replicas that run, ready or not."""
-        return len(self.running)
+        return sum(process.alive() for process in list(self.running.values()))
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU used so far by each ready replica."""
@@ -108,8 +108,10 @@ class Replicas:
 
     def scale(self, replicas: int) -> None:
         """As many replicas: new ones are ready before nginx hears of them, old ones leave after it forgot them."""
-        self._start(replicas - len(self.running))
-        self._leave(list(self.running)[replicas:])
+        dead = [port for port, process in self.running.items() if not process.alive()]
+        self._start(replicas - len(self.running) + len(dead))
+        alive = [port for port in self.running if port not in dead]
+        self._leave([*dead, *alive[replicas:]])
 
     def roll(self) -> None:
         """Every replica replaced by a new one, one at a time."""

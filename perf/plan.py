@@ -6,7 +6,7 @@ much it varies, comes from the same stack's idle answers. What its answers at a 
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from math import ceil, floor, nan
 from typing import Any
 
@@ -16,7 +16,8 @@ from perf.deployment import beside_cpus
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
 from perf.summary import CURVE, SPREAD, Cell, slower
 
-REQUESTS = 20_000  # simulated for one answer
+REQUESTS, LEAST_S = 20_000, 1.0  # simulated for one answer, at least: ten periods of the kernel's CPU quota
+MOST_REQUESTS = 300_000
 CHECKED = 5_000  # simulated to check one cell
 WARM = 2_000  # of them left out at the start
 MOST_BUSY = 0.8  # utilisation a plan goes to: what is left carries a burst or a lost replica
@@ -35,6 +36,16 @@ class Service:
     idle_s: float  # answer time with nothing else running
     idle_demand_s: float  # CPU time of those answers: the machine may have been faster or slower than under load
     late_s: list[float]  # percentiles (CURVE) of answers at a constant rate, less the simulated ones
+    cpus: float = 1.0  # CPU limit of the replica that was measured, cores
+
+    @cached_property
+    def fixed_s(self) -> float:
+        """What an idle answer took beside its service; nothing where several threads work on one image."""
+        rng = np.random.default_rng(0)
+        apart = np.arange(CHECKED // 10) * 10 + rng.uniform(0, 1, CHECKED // 10)
+        work = demands(self, len(apart), None, rng) * (self.idle_demand_s / self.demand_s)
+        service_s = open_loop(apart, work, 0.0, replicas(1, self.cpus)).latency_s.mean()
+        return max(0.0, self.idle_s - float(service_s))
 
 
 @dataclass(frozen=True)
@@ -80,9 +91,9 @@ def service(cell: Cell, cpus: float) -> Service | None:
     mean = float(np.mean(list(idle_s.values())))
     photos = {name: max(0.2 * demand, demand + seconds - mean) for name, seconds in idle_s.items()}
     spread = np.mean([photo["spread"] for photo in cell.idle.values()], axis=0).tolist()
-    one = Service(demand, photos, spread, mean, cell.idle_cpu_s or demand, [0.0] * len(CURVE))
+    one = Service(demand, photos, spread, mean, cell.idle_cpu_s or demand, [0.0] * len(CURVE), cpus)
     if (timed := cell.latency.get("rate")) and timed.kept_up:
-        made = _constant(one, cell, cell, replicas(1, cpus), cpus)
+        made = _constant(one, cell, cell, replicas(1, cpus))
         beyond = np.array([ms for _, ms in timed.curve]) / 1000 - np.percentile(made, CURVE)
         one = replace(one, late_s=np.maximum(0, beyond).tolist())
     return one
@@ -123,16 +134,17 @@ def need(
         price: of a core for an hour.
     """
     rng = np.random.default_rng(0)
-    arrivals, work = poisson(rate, REQUESTS, rng), demands(one, REQUESTS, mix, rng)
-    fixed = _fixed(one, cpus)
-    if 1000 * (float(np.percentile(work, 99)) + fixed) > max_p99_ms:
+    n = int(min(MOST_REQUESTS, max(REQUESTS, LEAST_S * rate)))
+    arrivals, work = poisson(rate, n, rng), demands(one, n, mix, rng)
+    if 1000 * (float(np.percentile(work, 99)) + one.fixed_s) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
-    first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * cpus)))
+    usable = replicas(1, cpus).slots * min(1.0, cpus)  # 1.5 cores are one slot
+    first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * usable)))
     most = min(MOST_REPLICAS, first * 8 + 8)
 
     @cache
     def outcome(number: int) -> Outcome:
-        made = open_loop(arrivals, work, fixed, replicas(number, cpus))
+        made = open_loop(arrivals, work, one.fixed_s, replicas(number, cpus))
         return made._replace(latency_s=_late(made.latency_s[WARM:], one))
 
     def enough(number: int) -> bool:
@@ -143,7 +155,7 @@ def need(
         return None
     made = outcome(number)
     hour = number * cpus * price
-    busy = rate * float(work.mean()) / (number * cpus)
+    busy = rate * float(work.mean()) / (number * usable)
     return Need(
         model,
         number,
@@ -156,21 +168,11 @@ def need(
     )
 
 
-def _fixed(one: Service, cpus: float) -> float:
-    """What an idle answer takes beside its service; nothing where several threads work on one image."""
-    rng = np.random.default_rng(0)
-    apart = np.arange(CHECKED // 10) * 10 + rng.uniform(0, 1, CHECKED // 10)
-    work = demands(one, len(apart), None, rng) * (one.idle_demand_s / one.demand_s)
-    service_s = open_loop(apart, work, 0.0, replicas(1, cpus)).latency_s.mean()
-    return max(0.0, one.idle_s - float(service_s))
-
-
-def _constant(one: Service, cell: Cell, single: Cell, target: Replicas, cpus: float) -> Floats:
+def _constant(one: Service, cell: Cell, single: Cell, target: Replicas) -> Floats:
     """Simulated seconds of a cell's answers at its constant rate, with the service times of `single`."""
     work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
-    return _late(
-        open_loop(np.arange(CHECKED) / cell.latency["rate"].offered, work, _fixed(one, cpus), target).latency_s, one
-    )
+    arrivals = np.arange(CHECKED) / cell.latency["rate"].offered
+    return _late(open_loop(arrivals, work, one.fixed_s, target).latency_s, one)
 
 
 def _late(latency_s: Floats, one: Service) -> Floats:
@@ -199,7 +201,7 @@ def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> 
     target = replicas(number, cpus)
     target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
     work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
-    closed = closed_loop(run["options"]["users"], work, _fixed(one, cpus), target)
+    closed = closed_loop(run["options"]["users"], work, one.fixed_s, target)
     found = [
         Check(name, "closed loop, answers/s", columns.rate, closed.rate),
         Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
@@ -208,7 +210,7 @@ def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> 
     fits = number * target.slots * target.quota + beside_cpus(cell.stack) <= left
     # of the single stack's answers at the constant rate the model is made; replicas that fill the machine wait for it
     if timed and timed.kept_up and cell is not single and fits:
-        made, p99 = 1000 * _constant(one, cell, single, target, cpus), timed.p99
+        made, p99 = 1000 * _constant(one, cell, single, target), timed.p99
         found += [
             Check(name, "constant rate, mean ms", timed.mean, float(made.mean())),
             Check(name, "constant rate, p99 ms", p99.value, float(np.percentile(made, 99)), p99.low, p99.high),

@@ -9,6 +9,7 @@ from perf.photos import CONTENT_TYPE, Photo
 from perf.samples import Sample
 
 TIMEOUT_S = 30.0
+EACH = 20  # photos that are all sent, however short the time
 REST = 2.0  # answer times between two requests: a probe without rest would itself use up the quota of half a core
 
 
@@ -17,10 +18,10 @@ def probe(url: str, photos: list[Photo], seconds: float, rest: float = REST, lea
 
     Args:
         rest: pause after each answer, in its own answer times.
-        least: requests sent however short the time; every photo once by default.
+        least: requests sent however short the time; every photo once by default, of many the first.
     """
     samples: list[Sample] = []
-    began, due = time.monotonic(), _Due(photos, seconds, rest, len(photos) if least is None else least)
+    began, due = time.monotonic(), _Due(photos, seconds, rest, min(EACH, len(photos)) if least is None else least)
     while due.more(len(samples)):
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
         try:

@@ -89,9 +89,10 @@ def recommend(cells: list[Cell], constraints: Constraints, cpus: float) -> Recom
     Args:
         cpus: CPU limit of one replica, cores; what a replica costs whether it works or waits.
     """
-    valid = [c for c in cells if not c.reasons and c.use and c.accuracy is not None]
-    candidates = [candidate(c, cpus, constraints.core_hour_price) for c in valid]
-    refused = [(c.name, why) for c in candidates if (why := refusal(c, constraints))]
+    valid = [c for c in cells if not c.reasons]
+    candidates = [candidate(c, cpus, constraints.core_hour_price) for c in valid if not lacking(c)]
+    refused = [(f"{c.model} on {c.stack}", why) for c in valid if (why := lacking(c))]
+    refused += [(c.name, why) for c in candidates if (why := refusal(c, constraints))]
     front = [c for c in candidates if not dominator(c, candidates)]
     return Recommendation(
         constraints=constraints,
@@ -124,6 +125,13 @@ def candidate(cell: Cell, cpus: float, price: float) -> Candidate:
         rate.high,
         timed.offered if timed else rate.value,
     )
+
+
+def lacking(cell: Cell) -> str:
+    """Which figure a choice needs and a valid cell has not; empty where it has all."""
+    if cell.accuracy is None:
+        return "its accuracy is not known: convert the model with labelled photos"
+    return "" if cell.use and cell.rate else "its resources could not be read"
 
 
 def refusal(c: Candidate, limits: Constraints) -> str:

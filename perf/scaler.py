@@ -6,6 +6,7 @@ The rule's figures are those of deploy/k8s/overlays, whose CPU percentage is of 
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -49,7 +50,7 @@ def follow(meter: "Meter", hpa: Hpa, interval_s: float, wait: Wait, say: Callabl
                 say(f"{seen.current} -> {wanted} replicas ({hpa.metric} {shown}; target {hpa.target:g})")
                 meter.cluster.scale(wanted)
             history = after  # a change that failed was none
-        except (EngineError, StackError) as error:
+        except (EngineError, StackError, OSError, subprocess.SubprocessError) as error:
             say(str(error))
 
 

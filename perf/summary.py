@@ -17,6 +17,7 @@ CURVE = (0, 1, 2, 5, *range(10, 95, 5), 95, 96, 97, 98, 99, 99.5, 99.9, 100)  # 
 SPREAD = (2.5, *range(5, 100, 5), 97.5)  # percentiles kept of the idle service time
 THROTTLED_NOTE = 0.05
 OTHER_NOTE = 0.10
+FEW = 100  # answers: of fewer, the slowest hundredth is none
 KEPT_UP = 0.95  # answered of offered at a constant rate: below it a queue grows for as long as one measures
 
 
@@ -50,6 +51,7 @@ class Latency:
     p99: Interval
     curve: list[tuple[float, float]]  # (percentile, ms)
     yardstick_ms: float | None = None  # CPU time of a fixed piece of work beside this load, see perf.yardstick
+    n: int | None = None  # answers
 
     @property
     def kept_up(self) -> bool:
@@ -117,7 +119,7 @@ def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resource
     latency = {
         phase: replace(latencies(sent[phase], offered[phase]), yardstick_ms=yardstick(seconds[phase]))
         for phase in offered
-        if sent[phase]
+        if any(s.status // 100 == 2 for s in sent[phase])
     }
     use = resources_used(sent["closed"], seconds["closed"], run["machine"]["cores"])
     return Cell(
@@ -188,7 +190,7 @@ def latencies(samples: list[Sample], offered: float) -> Latency:
     usual = float(np.median(values)) / 1000 if len(values) else 0.0
     answered = len(values) / max(least, elapsed - usual, 1e-9)
     mean = float(values.mean()) if len(values) else float("nan")
-    return Latency(offered, answered, mean, p50, p95, p99, curve)
+    return Latency(offered, answered, mean, p50, p95, p99, curve, n=len(values))
 
 
 def yardstick(seconds: list[Second]) -> float | None:
@@ -278,6 +280,8 @@ def notes(latency: dict[str, Latency], use: Use | None) -> list[str]:
         found.append(
             f"did not keep up with {timed.offered:.1f}/s (answered {timed.answered:.1f}/s): its p99 has no limit"
         )
+    if timed and timed.n is not None and timed.n < FEW:
+        found.append(f"its p99 is of {timed.n} answers: hardly more than the slowest")
     if use is None:
         return [*found, "its resources could not be read"]
     if use.throttled > THROTTLED_NOTE:

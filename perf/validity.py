@@ -16,6 +16,7 @@ def reasons(
     """Why the cell is invalid, one sentence a reason; empty when it is valid."""
     found = [facts["reason"]] if facts.get("reason") else []
     options, cores = run["options"], run["machine"]["cores"]
+    found += _limits(facts, options)
     processes = min(options["threads"], options["users"], cores)
     for phase, name in (("closed", "closed loop"), ("rate", "constant rate"), ("varying", "varying load")):
         if not sent.get(phase):
@@ -27,6 +28,14 @@ def reasons(
         found += _errors(name, sent[phase])
         found += _replicas(name, seconds[phase], options["replicas"] if facts["stack"] == "balanced" else 1)
     return found
+
+
+def _limits(facts: dict[str, Any], options: dict[str, Any]) -> list[str]:
+    """The plain recipe is a local process, whose limit may be looser than that of the containers beside it."""
+    loose = facts["stack"] == "plain" and options["engine"] == "docker" and "whole cores" in facts.get("limited_by", "")
+    if not loose or float(options["cpus"]).is_integer():
+        return []
+    return [f"held to whole cores, where other stacks have {options['cpus']:g}: run as root, or with --cpus 1"]
 
 
 def generator_cores(samples: list[Sample], seconds: list[Second]) -> float:

@@ -1,5 +1,6 @@
 import contextlib
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from perf import compose, facts, stacks
+from perf import compose, facts, results, stacks
 from perf.__main__ import main, parser
-from perf.commands import run_options, times
+from perf.commands import Progress, run_options, times
 from perf.run import FULL, QUICK
 
 
@@ -46,6 +47,8 @@ def test_a_duration_moves_the_other_loads_with_it() -> None:
     [
         (["--models", "nosuch"], "no package of nosuch in .*: name others with --models"),
         (["--stacks", "single,triple"], "unknown stack triple: choose from plain, single, balanced, scaled"),
+        (["--stacks", "single,single"], "single named twice"),
+        (["--models", "mobilenet_v2,mobilenet_v2"], "mobilenet_v2 named twice"),
         (["--photos", "/nonexistent"], "no photo .*: name a folder of photos with --photos"),
         (["--min-accuracy", "58"], "--min-accuracy 58: top-1 is between 0 and 1"),
     ],
@@ -182,6 +185,29 @@ def test_a_run_ends_in_a_report(  # noqa: PLR0917 - fixtures
         "plots",
         "run.log",
     }
+
+
+def test_an_interrupt_outside_of_a_load_is_one_line_and_status_130(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "read", lambda _: signal.raise_signal(signal.SIGINT))
+    assert main(["compare", str(finished), str(finished)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_bar_shows_the_cell_its_share_and_what_is_left(
+    models_dir: Path, photos_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["run", "--quick", "--engine", "local", "--models-dir", str(models_dir), "--photos", str(photos_dir)]
+    options = run_options(parser().parse_args([*line, "--stacks", "single"]))
+    with Progress(options, latency=False) as progress:
+        progress.bar.mininterval = 0
+        progress.tick("single mobilenet_v2", progress.planned / 2)
+        progress.measured({"stack": "single", "model": "mobilenet_v2", "reason": "failed: on purpose"}, [])
+    shown = capsys.readouterr()
+    assert re.search(r"single mobilenet_v2 +50% \|.+\| 00:0\d passed, about 0:\d\d left", shown.err)
+    assert re.search(r"100% \|.+\| 00:0\d passed, about 0:00 left", shown.err)
+    assert "failed: on purpose" in shown.out
 
 
 def test_a_report_is_drawn_again_with_constraints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

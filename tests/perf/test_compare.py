@@ -1,10 +1,12 @@
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perf import results
-from perf.compare import Difference, compare, left_out, table
+from perf.compare import Difference, compare, left_out, table, unlike
 from perf.intervals import Interval
 from perf.summary import Cell
 
@@ -26,6 +28,23 @@ def rates(differences: list[Difference]) -> dict[str, str]:
 def test_a_run_shows_no_difference_from_itself(cells: list[Cell]) -> None:
     verdicts = {d.verdict for d in compare(cells, cells)}
     assert verdicts <= {"no difference shown", "one reading"}
+
+
+def test_conditions_that_differ_are_named(run_facts: dict[str, Any]) -> None:
+    other = deepcopy(run_facts)
+    other["options"]["cpus"] = 2.0
+    other["options"]["stacks"] = ["single"]  # what is missing is said cell by cell
+    other["machine"]["cpu"] = "another"
+    assert unlike(run_facts, run_facts) == []
+    assert unlike(run_facts, other) == ["cpu (Test CPU and another)", f"cpus ({run_facts['options']['cpus']} and 2.0)"]
+
+
+def test_memory_that_never_moved_is_judged_all_the_same(cells: list[Cell]) -> None:
+    def of(mb: float) -> list[Cell]:
+        steady = Interval(mb, mb, mb)
+        return [replace(c, use=replace(c.use, memory=steady)) for c in cells if c.use]
+
+    assert {d.verdict for d in compare(of(90), of(300)) if d.figure == "memory MB"} == {"worse"}
 
 
 def test_a_rate_clearly_higher_is_better_and_one_clearly_lower_worse(cells: list[Cell]) -> None:

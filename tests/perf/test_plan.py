@@ -37,6 +37,17 @@ def test_a_tighter_limit_needs_more() -> None:
     assert planned(max_p99_ms=34).replicas > planned(max_p99_ms=200).replicas
 
 
+def test_half_a_core_more_is_no_second_slot() -> None:
+    one, more = planned(rate=1000, cpus=1.0), planned(rate=1000, cpus=1.5)
+    assert (more.replicas, more.utilisation) == (one.replicas, one.utilisation)
+    assert more.cores == 1.5 * one.cores
+
+
+def test_what_an_answer_takes_beside_its_service_is_that_of_the_replica_measured() -> None:
+    paused = replace(ONE, cpus=0.05)  # 10 ms of work are two periods' quota
+    assert planned(one=ONE, cpus=2.0).p50_ms - planned(one=paused, cpus=2.0).p50_ms == pytest.approx(10, abs=1)
+
+
 def test_a_limit_under_the_service_time_cannot_be_met() -> None:
     assert planned(max_p99_ms=10) is None
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.photos import load
-from perf.probe import probe, warm
+from perf.probe import EACH, probe, warm
 
 
 def test_an_idle_server_is_timed_photo_by_photo(server: Any, photos_dir: Path) -> None:
@@ -17,6 +17,11 @@ def test_an_idle_server_is_timed_photo_by_photo(server: Any, photos_dir: Path) -
 
 def test_every_photo_is_sent_once_however_short_the_time(server: Any, photos_dir: Path) -> None:
     assert [s.photo for s in probe(f"{server.url}/predict?model=m", load(photos_dir), 0)] == [0, 1]
+
+
+def test_of_many_photos_the_first_are_sent_when_time_is_short(server: Any, photos_dir: Path) -> None:
+    many = load(photos_dir) * 20
+    assert len(probe(f"{server.url}/predict?model=m", many, 0, rest=0)) == EACH
 
 
 def test_without_a_server_the_probe_ends_and_says_so(photos_dir: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_an_invalid_cell_is_left_out_with_its_reason() -> None:
     made = chosen([*CELLS, spoilt])
     assert by_priority(made) == by_priority(chosen())
     assert made.invalid == [("small on scaled", "the load generator was saturated")]
+
+
+def test_a_cell_that_lacks_a_figure_is_left_out_with_what_it_lacks() -> None:
+    unlabelled, unread = replace(LARGE, accuracy=None), replace(SMALL, stack="scaled", use=None)
+    made = chosen([*CELLS[:2], PLAIN, unlabelled, unread])
+    assert made.refused == [
+        ("large on single", "its accuracy is not known: convert the model with labelled photos"),
+        ("small on scaled", "its resources could not be read"),
+    ]
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -120,6 +120,21 @@ def test_usage_counts_what_the_replicas_do(packages: Path) -> None:
     assert after.throttled_seconds >= before.throttled_seconds >= 0
 
 
+@needs_nginx
+def test_a_replica_that_died_is_replaced_when_as_many_are_asked_for(packages: Path) -> None:
+    with local("balanced", packages, cpus=0.5) as running:
+        assert isinstance(running, Replicas)
+        victim = next(iter(running.running.values())).process
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.wait()
+        assert running.asked() == 1
+        with load(running.url, PHOTO) as answers:
+            running.scale(2)
+            assert running.asked() == running.replicas() == 2
+            answers.wait_for(50)
+    assert answers.failed() == {}
+
+
 def test_each_kind_of_stack_is_a_project_of_its_own(packages: Path) -> None:
     kinds: list[Kind] = ["single", "balanced", "scaled"]
     assert len({project(Deployment(kind, "colours", packages)).name for kind in kinds}) == 3

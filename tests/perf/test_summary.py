@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from perf.samples import Part, Sample
-from perf.summary import Cell, Columns, Use, columns, idle, latencies, resources_used, summarise, timeline
+from perf.summary import Cell, Columns, Use, columns, idle, latencies, notes, resources_used, summarise, timeline
 
 FOUR = [
     Sample(0, 100, 200, 1000, 0),
@@ -81,6 +81,19 @@ def test_a_cell_that_failed_keeps_its_reason(run_facts: dict[str, Any]) -> None:
     (cell,) = summarise(run_facts, {}, {})
     assert cell.reasons == ["failed: port taken"]
     assert cell.columns is None
+
+
+def test_a_p99_of_few_answers_is_said_to_be_the_slowest(loads: SimpleNamespace) -> None:
+    few, many = (latencies(loads.closed(rate, 10, 10), offered=rate) for rate in (5, 50))
+    assert any("its p99 is of 50 answers" in note for note in notes({"rate": few}, None))
+    assert not any("its p99 is of" in note for note in notes({"rate": many}, None))
+
+
+def test_a_constant_rate_without_one_answer_has_no_latency(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    part = Part("single", "mobilenet_v2", "closed")
+    sent = {part: loads.closed(50, 10), part._replace(phase="rate"): loads.closed(5, 10, status=503)}
+    cells = {(c.stack, c.model): c for c in summarise(run_facts, sent, {})}
+    assert cells["single", "mobilenet_v2"].latency.keys() == {"closed"}
 
 
 def test_a_cell_without_one_answer_is_invalid(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:

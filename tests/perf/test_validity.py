@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from perf.limits import Affinity
 from perf.validity import reasons
 
 FACTS: dict[str, Any] = {"stack": "single", "model": "m", "phases": {}}
@@ -69,6 +70,18 @@ def test_the_constant_rate_is_judged_too(run_facts: dict[str, Any], loads: Simpl
 
 def test_what_a_cell_died_of_is_a_reason(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
     assert judged(run_facts, loads.closed(50, 20), loads.resources(), reason="interrupted") == ["interrupted"]
+
+
+def test_a_plain_recipe_that_has_more_cores_than_the_containers(
+    run_facts: dict[str, Any], loads: SimpleNamespace
+) -> None:
+    def judge(engine: str, cpus: float) -> list[str]:
+        run_facts["options"] |= {"engine": engine, "cpus": cpus}
+        facts = {"stack": "plain", "limited_by": Affinity(0, 1).how}
+        return judged(run_facts, loads.closed(50, 20), loads.resources(), **facts)
+
+    assert judge("docker", 0.5) == ["held to whole cores, where other stacks have 0.5: run as root, or with --cpus 1"]
+    assert judge("docker", 1.0) == judge("local", 0.5) == []
 
 
 def test_a_varying_load_that_was_not_answered(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
