@@ -173,7 +173,8 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
 @pytest.mark.parametrize("metric", ["cpu", "queue"])
 def test_the_scaled_stack_follows_the_load(metric: str, slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALE_ON", metric)
-    figures = {"max_replicas": 2, "faster": 100, "cpus": 0.4}
+    monkeypatch.setenv("SOUS_DRAIN_DELAY_MS", "3000")
+    figures = {"max_replicas": 2, "faster": 300, "cpus": 0.4}
     with stacks.up("scaled", model="colours", models_dir=slow, engine="docker", **figures) as running:
         assert running.replicas() == 1
         with load(running.url, PHOTO, users=12) as answers:

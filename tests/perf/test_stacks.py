@@ -374,7 +374,7 @@ def test_a_stack_stands_until_it_is_told_to_end_and_leaves_nothing(
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_takes_its_stack_down_and_reports_what_it_has(sent: signal.Signals, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{os.environ['SINGLE_PORT']}"
-    given = ["--stacks", "single,balanced", "--models", "mobilenet_v2", "-d", "60s"]
+    given = ["--stacks", "single,balanced", "--models", "mobilenet_v2", "--quick", "-d", "60s"]
     command = [sys.executable, "-m", "perf", "run", "--engine", "local", "--out", str(tmp_path / "out"), *given]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
         until((tmp_path / "out/samples.csv").exists, 60)  # it has begun to load
