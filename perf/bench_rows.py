@@ -30,7 +30,7 @@ READY = {1: Bar(1.5), 3: Bar(2.5)}  # s, by the number of models
 PLAIN = {"mobilenet_v2": Bar(12, at_least=True), "resnet101_v2": Bar(6, at_least=True)}  # x the plain recipe
 
 DECODE_S, LATENCY_S, MEMORY_S, START_S = 2.0, 4.0, 15.0, 2.0  # a step takes, about
-COST_LOADS, PLAIN_LOADS = 6.0, 3.0  # loads of `round_s` in a step, about
+COST_LOADS, PLAIN_LOADS = 4.0, 3.0  # loads of `round_s` in a step, about
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 """The figures of the 2023 study that ours stand beside: the same three architectures on full-size Food-11, 10 users.
+They are those of its tables, as the brief of this project gives them; the study itself is not published.
 
 Its photos were full-size; ours are 64x64 enlarged to 224x224, so accuracies are not comparable, only shown.
 """

@@ -1,4 +1,7 @@
-"""`python -m tests.deploy.swarm_load URL SECONDS`: one photo again and again; prints the seconds that went badly."""
+"""`python -m tests.deploy.swarm_load URL SECONDS`: one photo again and again.
+
+Prints the seconds that went badly; status 1 if a request failed.
+"""
 
 import sys
 import time
@@ -7,7 +10,7 @@ from tests.deploy.load import load
 from tests.service.packages import jpeg
 
 
-def main(url: str, seconds: int) -> None:
+def main(url: str, seconds: int) -> int:
     with load(url, jpeg("green"), users=2) as answers:
         for second in range(seconds):
             before = dict(answers.counts)
@@ -18,7 +21,8 @@ def main(url: str, seconds: int) -> None:
                 sys.stdout.write(f"          load, second {second}: {answered} answered, so far {now}\n")
                 sys.stdout.flush()
     sys.stdout.write(f"          load: {answers.counts['200']} answered, failed: {answers.failed() or 'none'}\n")
+    return 1 if answers.failed() else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,16 +1,17 @@
-"""The plain recipe for real: a small Keras model, Flask, and a photo."""
+"""The plain recipe for real: a small Keras model, Flask, and a photo, as the stack that is measured."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from perf import stacks
+from perf.deployment import PLAIN_MEMORY_MB
 from perf.photos import CONTENT_TYPE, load
 
 ROOT = Path(__file__).parents[2]
@@ -27,15 +28,11 @@ def test_the_recipe_answers_a_photo_with_ranked_labels(tmp_path: Path, photos_di
     source = tmp_path / "tiny.keras"
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     subprocess.run([sys.executable, "-c", MODEL, str(source)], check=True, capture_output=True, env=environment)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "perf/plain.py", "--source", str(source), "--port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as served:
-        try:
-            answer = ask(port, load(photos_dir)[0].body)
-        finally:
-            served.terminate()
+    with stacks.up("plain", model="tiny", models_dir=tmp_path, engine="local", cpus=0.5) as running:
+        assert running.replicas() == 1
+        assert running.limited_by
+        answer = ask(running.url, load(photos_dir)[0].body)
+        assert 0 < running.usage().memory_bytes < PLAIN_MEMORY_MB * 1024**2
     assert answer["model"] == "tiny"
     probabilities = [p["probability"] for p in answer["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -43,18 +40,11 @@ def test_the_recipe_answers_a_photo_with_ranked_labels(tmp_path: Path, photos_di
     assert "Bread" in {p["label"] for p in answer["predictions"]}
 
 
-def ask(port: int, body: bytes) -> dict[str, list[dict[str, float | str]]]:
-    url = f"http://127.0.0.1:{port}/predict?model=tiny"
-    request = urllib.request.Request(url, body, {"Content-Type": CONTENT_TYPE})
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
+def ask(url: str, body: bytes) -> dict[str, Any]:
+    request = urllib.request.Request(f"{url}/predict?model=tiny", body, {"Content-Type": CONTENT_TYPE})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
 
 
 def test_a_source_that_is_not_there_is_named() -> None:
