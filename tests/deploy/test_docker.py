@@ -147,7 +147,10 @@ def test_the_service_plans_by_the_cpu_limit_of_its_container(limit: str, cores: 
         docker("kill", name)
 
 
-def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully() -> None:
+def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOUS_DRAIN_DELAY_MS", "1000")
     port = int(os.environ["SINGLE_PORT"])
     project = Project(f"sous-test-{os.getpid()}", "single", {}, port)
     try:
@@ -185,7 +188,10 @@ def test_the_scaled_stack_follows_the_load(metric: str, slow: Path, monkeypatch:
     assert answers.failed() == {}
 
 
-def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(packages: Path) -> None:
+def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUS_DRAIN_DELAY_MS", "3000")
     new = f"{tag()}-next-{os.getpid()}"
     for name in ("service", "scaler"):
         docker("tag", f"sous/{name}:{tag()}", f"sous/{name}:{new}")
