@@ -217,10 +217,18 @@ class Interrupted(BaseException):
     """As KeyboardInterrupt, which pytest takes for its own."""
 
 
-def test_an_interrupted_run_leaves_nothing_behind(packages: Path) -> None:
-    with pytest.raises(Interrupted), stacks.up("single", model="colours", models_dir=packages, engine="docker"):
-        raise Interrupted
-    assert left(f"sous-perf-{os.getpid()}-single") == ""
+def test_an_interrupted_run_leaves_nothing_behind_though_its_scaler_is_at_work(slow: Path) -> None:
+    def interrupt() -> None:
+        figures = {"max_replicas": 2, "faster": 300, "cpus": 0.4}
+        asked = stacks.up("scaled", model="colours", models_dir=slow, engine="docker", **figures)
+        with asked as running, load(running.url, PHOTO, users=12):
+            assert isinstance(running, Project)
+            until(lambda: running.asked() == 2)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        interrupt()
+    assert left(f"sous-perf-{os.getpid()}-scaled") == ""
 
 
 def test_a_stack_that_does_not_come_up_says_why_and_leaves_nothing_behind(packages: Path) -> None:
