@@ -138,8 +138,7 @@ def need(
     arrivals, work = poisson(rate, n, rng), demands(one, n, mix, rng)
     if 1000 * (float(np.percentile(work, 99)) + one.fixed_s) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
-    usable = replicas(1, cpus).slots * min(1.0, cpus)  # 1.5 cores are one slot
-    first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * usable)))
+    first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * replicas(1, cpus).cores)))
     most = min(MOST_REPLICAS, first * 8 + 8)
 
     @cache
@@ -155,7 +154,7 @@ def need(
         return None
     made = outcome(number)
     hour = number * cpus * price
-    busy = rate * float(work.mean()) / (number * usable)
+    busy = rate * float(work.mean()) / replicas(number, cpus).cores
     return Need(
         model,
         number,
@@ -199,7 +198,7 @@ def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> 
     # on one machine the generator and other programs take their part of the cores
     left = run["machine"]["cores"] * (1 - use.other) - use.generator_cores
     target = replicas(number, cpus)
-    target = target._replace(speed=min(1.0, left / (number * target.slots * target.quota)))
+    target = target._replace(speed=min(1.0, left / target.cores))
     work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
     closed = closed_loop(run["options"]["users"], work, one.fixed_s, target)
     found = [
@@ -207,7 +206,7 @@ def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> 
         Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
     ]
     timed = cell.latency.get("rate")
-    fits = number * target.slots * target.quota + beside_cpus(cell.stack) <= left
+    fits = replicas(number, cpus).cores + beside_cpus(cell.stack) <= left
     # of the single stack's answers at the constant rate the model is made; replicas that fill the machine wait for it
     if timed and timed.kept_up and cell is not single and fits:
         made, p99 = 1000 * _constant(one, cell, single, target), timed.p99

@@ -26,6 +26,11 @@ class Replicas(NamedTuple):
     speed: float = 1.0  # cores that one slot has while it runs
     quota: float = 1.0  # part of each period that a replica of one slot may run; 1: always
 
+    @property
+    def cores(self) -> float:
+        """That all slots together may use; of 1.5 cores a replica uses one."""
+        return self.number * self.slots * self.speed * self.quota
+
 
 class Outcome(NamedTuple):
     """What the simulated requests met."""
@@ -112,8 +117,7 @@ def closed_loop(users: int, demand_s: Floats, fixed_s: float, replicas: Replicas
 
 def _outcome(sent_s: Floats, end_s: Floats, demand_s: Floats, fixed_s: float, replicas: Replicas) -> Outcome:
     elapsed = float(end_s.max() - sent_s.min())
-    capacity = replicas.number * replicas.slots * replicas.speed * replicas.quota
-    busy = float(demand_s.sum()) / elapsed / capacity
+    busy = float(demand_s.sum()) / elapsed / replicas.cores
     return Outcome(len(end_s) / elapsed, busy, end_s - sent_s + fixed_s)
 
 
