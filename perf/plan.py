@@ -16,8 +16,7 @@ from perf.deployment import beside_cpus
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
 from perf.summary import CURVE, SPREAD, Cell, slower
 
-REQUESTS, LEAST_S = 20_000, 1.0  # simulated for one answer, at least: ten periods of the kernel's CPU quota
-MOST_REQUESTS = 300_000
+REQUESTS = 20_000  # simulated for one answer
 CHECKED = 5_000  # simulated to check one cell
 WARM = 2_000  # of them left out at the start
 MOST_BUSY = 0.8  # utilisation a plan goes to: what is left carries a burst or a lost replica
@@ -134,8 +133,7 @@ def need(
         price: of a core for an hour.
     """
     rng = np.random.default_rng(0)
-    n = int(min(MOST_REQUESTS, max(REQUESTS, LEAST_S * rate)))
-    arrivals, work = poisson(rate, n, rng), demands(one, n, mix, rng)
+    arrivals, work = poisson(rate, REQUESTS, rng), demands(one, REQUESTS, mix, rng)
     if 1000 * (float(np.percentile(work, 99)) + one.fixed_s) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
     first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * replicas(1, cpus).cores)))

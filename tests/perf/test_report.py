@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perf import results
+from perf import findings, results
 from perf.recommend import Constraints
 from perf.report import page as html
 from perf.report import read, write
@@ -97,6 +97,11 @@ def test_the_page_has_light_and_dark_and_a_phones_drawings(page: str) -> None:
 
 def files(folder: Path) -> dict[Path, bytes]:
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_of_many_photos_the_first_are_named(run_facts: dict[str, Any]) -> None:
+    text = " ".join(findings.method(run_facts | {"photos": [f"{k}.jpg" for k in range(3000)]}))
+    assert "7.jpg, 2992 more. Engine" in text
 
 
 def test_the_same_data_give_the_same_files_also_without_the_samples(written: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Cluster:
     ready: int = 1
     now: float = 0.0
     asks: list[int] = field(default_factory=list)
-    refuse: bool = False
+    refuse: Exception | None = None
 
     def asked(self) -> int:
         return self.running
@@ -38,7 +38,7 @@ class Cluster:
     def scale(self, replicas: int) -> None:
         self.asks.append(replicas)
         if self.refuse:
-            raise StackError("the engine is away")
+            raise self.refuse
         self.running = self.ready = replicas
 
 
@@ -96,8 +96,9 @@ def test_a_replica_that_is_not_ready_holds_a_scale_up_back(cluster: Cluster) -> 
     assert cluster.asks == []  # (80 + 0) / 2 = 40 %
 
 
-def test_a_change_that_failed_is_said_and_tried_again(cluster: Cluster) -> None:
-    cluster.cpu, cluster.refuse = 0.4, True
+@pytest.mark.parametrize("failure", [StackError, OSError])
+def test_a_change_that_failed_is_said_and_tried_again(failure: type[Exception], cluster: Cluster) -> None:
+    cluster.cpu, cluster.refuse = 0.4, failure("the engine is away")
     said = run(cluster, 4)
     assert cluster.asks == [2, 2, 2]
     assert said.count("the engine is away") == 3
