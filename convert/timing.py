@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.cpu import cores
 from service.image import Contract, Limits, decode
-from service.model import open_session
+from service.model import Engine
 
 CALLS = 1000  # enough of one measurement, however short they are
 NEAR_BEST = 0.9  # of the best throughput: among such plans the smallest batch wins, then the lowest latency
@@ -47,18 +46,17 @@ def plans(available: int) -> list[tuple[int, int, int]]:
 def measure(path: Path, plan: tuple[int, int, int], pixels: NDArray[np.uint8], seconds: float) -> Timed:
     """Run one plan for about `seconds`, or CALLS calls a slot, after a warm-up, on the given images."""
     slots, threads, batch = plan
-    engine = open_session(path, threads)
-    feed = {"image": np.concatenate([pixels] * (batch // len(pixels) + 1))[:batch]}
-    one = {"image": pixels[:1]}
-    for warm in (feed, one, one):
-        engine.run(None, warm)
-    latency = best_of(lambda: engine.run(None, one), seconds / 4)
+    engine = Engine(path, threads)
+    images, one = np.concatenate([pixels] * (batch // len(pixels) + 1))[:batch], pixels[:1]
+    for warm in (images, one, one):
+        engine.infer(warm)
+    latency = best_of(lambda: engine.infer(one), seconds / 4)
     end = time.perf_counter() + seconds
 
     def serve(_: int) -> int:
         done = 0
         while time.perf_counter() < end and done < CALLS:
-            engine.run(None, feed)
+            engine.infer(images)
             done += 1
         return done * batch
 
@@ -90,13 +88,12 @@ def best(timed: Sequence[Timed]) -> Timed:
 def plan_grid(path: Path, pixels: NDArray[np.uint8], tick: Callable[[], None], seconds: float = 0.7) -> dict[str, Any]:
     """The `plan` member of report.json: the grid as measured, in turns, and the plan chosen from it."""
     photo, grid = photo_of(pixels[0]), plans(cores())
-    engines = {threads: open_session(path, threads) for _, threads, _ in grid}
-    one = {"image": pixels[:1]}
+    engines = {threads: Engine(path, threads) for _, threads, _ in grid}
     latencies: dict[int, list[float]] = {threads: [] for threads in engines}
     rates: list[list[float]] = [[] for _ in grid]
     for _ in range(ROUNDS):
         for threads, engine in engines.items():
-            latencies[threads].append(best_of(partial(engine.run, None, one), seconds))
+            latencies[threads].append(best_of(partial(engine.infer, pixels[:1]), seconds))
         for (slots, threads, batch), found in zip(grid, rates, strict=True):
             work = partial(answer, engines[threads], Contract(*pixels.shape[1:3]), [photo] * batch)
             found.append(batch * asyncio.run(served(work, slots, seconds)))
@@ -123,9 +120,9 @@ def photo_of(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def answer(engine: onnxruntime.InferenceSession, contract: Contract, photos: Sequence[bytes]) -> None:
+def answer(engine: Engine, contract: Contract, photos: Sequence[bytes]) -> None:
     """What a slot does with a batch."""
-    engine.run(None, {"image": np.stack([decode(photo, contract, LIMITS) for photo in photos])})
+    engine.infer(np.stack([decode(photo, contract, LIMITS) for photo in photos]))
 
 
 async def served(work: Callable[[], Any], slots: int, seconds: float) -> float:

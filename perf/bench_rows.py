@@ -101,14 +101,15 @@ def model_rows(bench: Bench, model: str) -> Iterator[Row]:
 def cost_rows(bench: Bench, model: str, server: Server, plan: dict[str, Any], photo: Path) -> Iterator[Row]:
     """CPU seconds a thousand photos, and photos a second, raw and multipart.
 
-    Each load stands between two bare loops: a machine that shares its host is another a few seconds later.
+    Each load stands between two bare loops: a machine that shares its host is another a few seconds later. Where the
+    service divides a session's threads among calls, a loop that does so too says what HTTP and the queue cost alone.
     """
     count = requests_of(bench.effort.round_s, plan)
     threads = f"--intra-op-threads={plan['intra_op_threads']}"
     bare_loop = ("service.bare_loop", "loop", photo, onnx(bench, model), f"--count={count}", threads)
     bodies = uploads(photo, model)
     cost_s, bare_s, rate = ({way: list[float]() for way in bodies} for _ in range(3))
-    bare_rate = []
+    bare_rate, divided_s = [], list[float]()
     for _ in bench.rounds(f"CPU of {model}, {photo.name}", COST_LOADS * bench.effort.round_s):
         before = run(*bare_loop)
         for way, request in bodies.items():
@@ -119,6 +120,8 @@ def cost_rows(bench: Bench, model: str, server: Server, plan: dict[str, Any], ph
             bare_s[way].append((before["cpu_s"] + after["cpu_s"]) / 2 / after["photos"] * 1000)
             bare_rate.append(after["photos"] / after["wall_s"])
             before = after
+        if plan["intra_op_threads"] > 1:
+            divided_s.append(run(*bare_loop, "--as-served")["cpu_s"] / after["photos"] * 1000)
     for way, bar in (("raw", CPU.get(model)), ("multipart", MULTIPART)):
         what = f"{model}, {photo.name}, {way} body"
         each = sorted(a / b for a, b in zip(cost_s[way], bare_s[way], strict=True))
@@ -126,6 +129,9 @@ def cost_rows(bench: Bench, model: str, server: Server, plan: dict[str, Any], ph
         spread = f"rounds {each[0]:.2f} to {each[-1]:.2f}"
         yield Row(f"{what}: CPU, x bare loop", median(each), "x", bar, f"{detail}, {spread}")
         yield Row(f"{what}: throughput", median(rate[way]), "/s", None, f"bare loop {median(bare_rate):.1f}/s")
+    if divided_s:
+        what = f"{model}, {photo.name}, raw body: CPU, x a loop that divides threads alike"
+        yield Row(what, ratio(cost_s["raw"], divided_s), "x", None, f"{median(divided_s):.2f} CPU s per 1,000")
 
 
 def latency_row(bench: Bench, model: str, server: Server, photo: Path) -> Row:

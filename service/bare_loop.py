@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.image import Contract, Limits, decode
 from service.model import Model
 
+Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 LIMITS = Limits(max_bytes=1 << 30, max_pixels=1 << 40)
 
 
@@ -27,9 +29,9 @@ def time_decode(photo: bytes, count: int, size: int) -> dict[str, float]:
     return {"decode_ms": median_ms(lambda: decode(photo, contract, LIMITS), count, time.thread_time)}
 
 
-def loop(model: Model, photo: bytes, count: int, threads: int) -> dict[str, float]:
+def loop(model: Model, photo: bytes, count: int, threads: int, infer: Infer) -> dict[str, float]:
     """`count` photos decoded and inferred by `threads` threads: seconds of CPU and of the clock."""
-    workers = [threading.Thread(target=answer, args=(model, photo, count // threads)) for _ in range(threads)]
+    workers = [threading.Thread(target=answer, args=(model, photo, count // threads, infer)) for _ in range(threads)]
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     for worker in workers:
         worker.start()
@@ -39,9 +41,9 @@ def loop(model: Model, photo: bytes, count: int, threads: int) -> dict[str, floa
     return {"photos": done, "cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
 
 
-def answer(model: Model, photo: bytes, count: int) -> None:
+def answer(model: Model, photo: bytes, count: int, infer: Infer) -> None:
     for _ in range(count):
-        model.infer(decode(photo, model.metadata.contract, LIMITS)[np.newaxis])
+        infer(decode(photo, model.metadata.contract, LIMITS)[np.newaxis])
 
 
 def time_stages(model: Model, photo: bytes, count: int) -> dict[str, float]:
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--intra-op-threads", type=int, default=1)
+    parser.add_argument("--as-served", action="store_true", help="threads divided among calls as the service does")
     parser.add_argument("--size", type=int, default=224, help="height and width to decode to, pixels")
     given = parser.parse_args()
     photo = given.photo.read_bytes()
@@ -79,9 +82,10 @@ def main() -> None:
         found = time_decode(photo, given.count, given.size)
     else:
         model = Model(given.onnx, given.intra_op_threads)
-        answer(model, photo, 5)  # warm
+        infer = model.infer if given.as_served else model.engine.run
+        answer(model, photo, 5, infer)  # warm
         found = (
-            loop(model, photo, given.count, given.threads)
+            loop(model, photo, given.count, given.threads, infer)
             if given.what == "loop"
             else time_stages(model, photo, given.count)
         )

@@ -1,13 +1,15 @@
 """A package's ONNX file: what it says of itself, and that it runs as it is called."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from service.image import Contract
-from service.model import Model, PackageError, open_session
+from service.model import Engine, Model, PackageError, open_session
 from tests.service.packages import COLOURS, colour_model, properties, write_package
 
 
@@ -35,6 +37,63 @@ def test_infer_gives_a_row_of_probabilities_an_image(models: Path, batch: int) -
     assert (probabilities.shape, probabilities.dtype) == ((batch, 3), np.float32)
     assert np.allclose(probabilities.sum(axis=1), 1)
     assert (probabilities.argmax(axis=1) == 1).all()
+
+
+class Watched:
+    """A session that notes by which way it was run."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.ways = session, list[str]()
+
+    def run(self, *arguments: Any) -> Any:
+        self.ways.append("here")
+        return self.session.run(*arguments)
+
+    def run_async(self, *arguments: Any) -> None:
+        self.ways.append("aside")
+        self.session.run_async(*arguments)
+
+
+def test_a_call_has_all_threads_and_one_beside_it_a_thread_of_the_pool_while_there_is_one(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(write_package(models) / "model.onnx", 2)
+    watched = Watched(engine.session)
+    monkeypatch.setattr(engine, "session", watched)
+    red = np.zeros((1, 32, 32, 3), np.uint8)
+    red[..., 0] = 200
+    alone = engine.infer(red)
+    with engine._first:
+        beside = engine.infer(red)
+        with engine._pool:
+            third = engine.infer(red)
+    again = engine.infer(red)
+    assert watched.ways == ["here", "aside", "here", "here"]
+    assert all(np.array_equal(alone, other) for other in (beside, third, again))
+
+
+def test_a_session_of_one_thread_has_no_pool_to_call_on(models: Path) -> None:
+    engine = Engine(write_package(models) / "model.onnx", 1)
+    with engine._first:
+        assert engine.infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
+
+
+def test_calls_at_once_get_the_answers_to_their_own_images(models: Path) -> None:
+    engine, rng = Engine(write_package(models) / "model.onnx", 3), np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 1, 32, 32, 3), np.uint8)
+    expected = [engine.infer(each) for each in images]
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(engine.infer, images))
+    assert np.array_equal(found, expected)
+
+
+def test_an_error_reaches_its_caller_from_the_pool_too_and_the_thread_is_free_again(models: Path) -> None:
+    engine = Engine(write_package(models) / "model.onnx", 2)
+    with engine._first:
+        for _ in range(2):
+            with pytest.raises(Exception, match=r"(?i)dimension"):
+                engine.infer(np.zeros((1, 8, 8, 3), np.uint8))
+        assert engine.infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
 
 
 def test_a_file_without_metadata_is_no_package_but_opens_as_a_session(tmp_path: Path) -> None:
