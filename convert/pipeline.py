@@ -1,5 +1,6 @@
 """convert(): the stages on one screen."""
 
+import ctypes
 import gc
 import platform
 import tempfile
@@ -72,21 +73,22 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
     target = package.check_target(options.models, options.name, options.version, replace=options.replace)
     with tempfile.TemporaryDirectory(prefix="sous-") as folder, package.staged(target) as stage:
         work = Path(folder)
-        source, contract, found, parity = load(options, work / "float.onnx", progress)
+        origin, contract, found, parity = load(options, work / "float.onnx", progress)
         candidate, effects = quantise(options, contract, found, work, progress)
         paths = (work / "float.onnx", candidate.path)
         kept = len(candidate.recipe.keep_float)
         evidence = evaluate(options, contract, found, paths, kept_float=kept, progress=progress)
-        report = describe(options, source, contract, found) | evidence | {"parity": parity}
+        report = describe(options, origin, contract, found) | evidence | {"parity": parity}
         if report["verdict"] != "keep float":
             report["quantisation"] = recipe_of(candidate, effects)
         report["stages"] = progress.stages
         return write(report, work, stage, candidate)
 
 
-def load(options: Options, target: Path, progress: Progress) -> tuple[Source, Contract, Photos, dict[str, Any]]:
-    """Open the source, find the photos, export the float model and prove its parity."""
-    with progress.stage("load and export", 3) as tick:
+def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, str], Contract, Photos, dict[str, Any]]:
+    """Open the source, find and check the photos, export the float model and prove its parity. What is told of the
+    source is returned, not the source: its weights and graphs are memory that quantising needs."""
+    with progress.stage("load", 2) as tick:
         source = open_source(options.source, trust=options.trust_source)
         tick()
         contract = Contract(source.height, source.width, options.resize, options.crop)
@@ -94,14 +96,18 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[Source, Co
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
         check_input_range(source, found, contract, options.input_range)
         tick()
-        worst, limit = export(source, pixels, RANGES[options.input_range], target)
-        gc.collect()  # the exporters' graphs hold each other: 5 GB of a ResNet101V2
-        tick()
     judged = (*found.tuning[:TUNING_PHOTOS], *found.evaluation)
     with progress.stage("check photos", batches_of(judged)) as tick:  # not after half an hour
         for _ in photos.batches(judged, contract):
             tick()
-    return source, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": limit}
+    with progress.stage("export", 1) as tick:
+        worst, limit = export(source, pixels, RANGES[options.input_range], target)
+        tick()
+    origin = {"file": source.path.name, "sha256": source.sha256, "format": source.kind}
+    del source
+    gc.collect()  # the exporters' graphs hold each other: 5 GB of a ResNet101V2
+    ctypes.CDLL(None).malloc_trim(0)
+    return origin, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": limit}
 
 
 def check_input_range(source: Source, found: Photos, contract: Contract, given: str) -> None:
@@ -253,7 +259,7 @@ def evaluation_of(score: Score, paths: Sequence[Path], timed: Sequence[timing.Ti
     return {"photos": score.photos, **drift, **drop, **sides}
 
 
-def describe(options: Options, source: Source, contract: Contract, found: Photos) -> dict[str, Any]:
+def describe(options: Options, origin: dict[str, str], contract: Contract, found: Photos) -> dict[str, Any]:
     """What was converted, from what, with what."""
     return {
         "format": 1,
@@ -262,7 +268,7 @@ def describe(options: Options, source: Source, contract: Contract, found: Photos
         "labels": list(found.labels),
         "preprocessing": {**asdict(contract), "color": "RGB"},
         "input_range": options.input_range,
-        "source": {"file": source.path.name, "sha256": source.sha256, "format": source.kind},
+        "source": origin,
         "photos": {
             "split": found.split,
             "calibration": len(found.calibration),

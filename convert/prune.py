@@ -157,6 +157,7 @@ def measured(
                     x = rows(nodes[site], weights[site], tensor, SAMPLES // len(pixels), rng)
                     moments[site] = moments[site] + x.T @ x
                 tick()
+            del look  # its session keeps every tensor of a batch
             for site in portion:
                 curves[site] = curve(weights[site], moments.pop(site))
                 tick()
