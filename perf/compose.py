@@ -4,7 +4,7 @@ import functools
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from perf.deployment import BALANCER_CPUS, FORGET_S, READY_S, Deployment, StackE
 from perf.usage import Ledger, Usage
 
 REPO = Path(__file__).parents[1]
+LABEL = "com.docker.compose.project."  # of containers: how their project was brought up
 PORT = 8000  # of a replica in its container
 PACKAGES = ("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop", "simplejpeg")  # of the service
 
@@ -20,11 +21,14 @@ PACKAGES = ("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop",
 class Project:
     """The containers of one compose project."""
 
-    def __init__(self, name: str, profile: str, environment: Mapping[str, str], port: int = 0) -> None:
+    def __init__(
+        self, name: str, profile: str, environment: Mapping[str, str], port: int = 0, options: Sequence[str] = ()
+    ) -> None:
+        """`environment` are variables of the project's files, `options` those of `docker compose` that say which."""
         self.name = name
+        self.options = options
         self.profile = profile
         self.environment = {**os.environ, **environment, "COMPOSE_PROJECT_NAME": name, "COMPOSE_PROFILES": profile}
-        self.folder = self.environment.get("PROJECT_DIR", str(REPO))
         self.service = "single" if profile == "single" else "replica"
         self.url = f"http://127.0.0.1:{port}"
         self.ledger = Ledger()
@@ -39,11 +43,11 @@ class Project:
         Raises:
             StackError: it failed.
         """
-        command = ["docker", "compose", "--ansi", "never", "--progress", "quiet", *arguments]
+        command = ["docker", "compose", "--ansi", "never", "--progress", "quiet", *self.options, *arguments]
         try:
             done = subprocess.run(  # noqa: S603  our own command
                 command,
-                cwd=self.folder,
+                cwd=REPO,
                 env=self.environment,
                 capture_output=True,
                 text=True,
@@ -139,6 +143,30 @@ def installed() -> bool:
         return False
 
 
+def opened_as(name: str, mounted: Path | None) -> list[str]:
+    """The options under which a project that runs was brought up: its folder and its files, by its containers' labels.
+
+    Args:
+        mounted: where that folder is seen from here; None for a process on the machine itself.
+
+    Raises:
+        StackError: nothing of it runs, or a file of it cannot be seen from here.
+    """
+    running = engine.containers(name)
+    if not running:
+        raise StackError(f"nothing of the compose project {name} runs: bring it up first, or set COMPOSE_PROJECT_NAME")
+    labels = {key.removeprefix(LABEL): value for key, value in running[0]["Labels"].items()}
+    folder = Path(labels["working_dir"])
+    files = {"--file": labels["config_files"], "--env-file": labels.get("environment_file") or str(folder / ".env")}
+    options = ["--project-directory", str(folder)]
+    for option, paths in files.items():
+        for path in paths.split(","):
+            if mounted and not Path(path).is_relative_to(folder):
+                raise StackError(f"{path} is not below {folder}, which is all that the scaler sees: put it there")
+            options += [option, str(mounted / Path(path).relative_to(folder) if mounted else path)]
+    return options
+
+
 @functools.cache
 def build() -> None:
     """The images of all stacks, from this checkout; once a process."""
@@ -192,6 +220,5 @@ def project(wanted: Deployment) -> Project:
         "REPLICA_CPUS": str(wanted.cpus),
         "REPLICA_MEMORY": f"{wanted.memory_mb}M",
         "SCALE_FASTER": str(wanted.faster),
-        "PROJECT_DIR": str(REPO),
     }
     return Project(f"sous-perf-{os.getpid()}-{wanted.kind}", wanted.kind, environment, wanted.port)

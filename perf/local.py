@@ -20,6 +20,7 @@ from perf.limits import limited
 from perf.processes import REPO, Process, refuse_taken, taken
 from perf.usage import Ledger, Usage
 
+MOST_PORT = 65536
 FIRST_REPLICA_PORT = 8001  # behind nginx, which of them is free does not matter
 
 
@@ -46,6 +47,7 @@ class Replicas:
         self.running: dict[int, Process] = {}
         self.nginx: Process | None = None
         self.ledger = Ledger()
+        self.changing = threading.Lock()  # the scaler and who replaces the dead
         self.counting = threading.Lock()  # the scaler counts what it ends while the meter reads: counters in order
 
     @property
@@ -108,16 +110,30 @@ class Replicas:
 
     def scale(self, replicas: int) -> None:
         """As many replicas: new ones are ready before nginx hears of them, old ones leave after it forgot them."""
-        dead = [port for port, process in self.running.items() if not process.alive()]
+        with self.changing:
+            self._scale(replicas, self._dead())
+
+    def replace_dead(self) -> None:
+        """New replicas for those whose process ended, as compose's `restart` does. Not without a balancer: the port is
+        theirs."""
+        with self.changing:
+            if dead := self._dead():
+                self._scale(len(self.running), dead)
+
+    def _dead(self) -> list[int]:
+        return [port for port, process in self.running.items() if not process.alive()]
+
+    def _scale(self, replicas: int, dead: list[int]) -> None:
         self._start(replicas - len(self.running) + len(dead))
         alive = [port for port in self.running if port not in dead]
         self._leave([*dead, *alive[replicas:]])
 
     def roll(self) -> None:
         """Every replica replaced by a new one, one at a time."""
-        for port in list(self.running):
-            self._start(1)
-            self._leave([port])
+        with self.changing:
+            for port in list(self.running):
+                self._start(1)
+                self._leave([port])
 
     def _leave(self, ports: list[int]) -> None:
         """nginx gets those that stay, then the others end."""
@@ -154,7 +170,8 @@ class Replicas:
         if self.balancer_port is None:
             refuse_taken(self.first_port)
             return [self.first_port]
-        free = (p for p in range(self.first_port, self.balancer_port) if p not in self.running and not taken(p))
+        busy = {self.balancer_port, *self.running}
+        free = (port for port in range(self.first_port, MOST_PORT) if port not in busy and not taken(port))
         return list(islice(free, max(0, count)))
 
     def _configure(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from perf.compose import Project
+from perf.compose import Project, opened_as
 from perf.deployment import StackError
 from perf.engine import EngineError
 from perf.hpa import History, Hpa, Observed, decide
@@ -91,29 +91,42 @@ def rule(metric: str, low: int, high: int, faster: float) -> tuple[Hpa, float]:
     return hpa.faster(faster), max(LEAST_INTERVAL_S, INTERVAL_S / faster)
 
 
+def above_zero(text: str) -> float:
+    """A number of the command line."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return number
+
+
 def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--metric", choices=MANIFESTS, default="cpu", help="what the replicas follow")
-    parser.add_argument("--min", type=int, default=1, help="least replicas")
-    parser.add_argument("--max", type=int, default=3, help="most replicas that fit the machine")
-    parser.add_argument("--cpus", type=float, default=0.5, help="CPU limit of a replica, in cores")
-    parser.add_argument("--faster", type=float, default=1.0, help="divide every window and period by this")
+    parser = argparse.ArgumentParser(prog="python -m perf.scaler", description=__doc__)
+    add = parser.add_argument
+    add("--metric", choices=MANIFESTS, default="cpu", help="what the replicas follow")
+    add("--min", type=int, default=1, help="least replicas")
+    add("--max", type=int, default=3, help="most replicas that fit the machine")
+    add("--cpus", type=above_zero, default=0.5, help="CPU limit of a replica, in cores")
+    add("--faster", type=above_zero, default=1.0, help="divide every window and period by this")
+    add("--mounted", type=Path, help="where the project's folder is seen, for a scaler in a container")
     given = parser.parse_args()
+    if not 1 <= given.min <= given.max:
+        parser.error(f"--min {given.min} and --max {given.max} must be 1 or more, and --max the larger")
     project = os.environ.get("COMPOSE_PROJECT_NAME", "sous")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
         hpa, interval_s = rule(given.metric, given.min, given.max, given.faster)
-    except ManifestError as error:
+        options = opened_as(project, given.mounted)
+    except (ManifestError, StackError, EngineError) as error:
         parser.error(str(error))
     say(f"{project}: {given.min} to {given.max} replicas, {hpa.metric} target {hpa.target:g}, every {interval_s:g} s")
-    meter = Meter(Project(project, "scaled", {}), hpa.metric, given.cpus)
+    meter = Meter(Project(project, "scaled", {}, options=options), hpa.metric, given.cpus)
     follow(meter, hpa, interval_s, stop.wait, say)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from perf import compose, local, scaler
 from perf.deployment import Deployment, Engine, Kind, StackError
 from perf.interrupts import held
 from perf.usage import Usage
+
+SUPERVISED_S = 1.0  # between two looks at the replicas
 
 
 class Running(Protocol):
@@ -59,8 +61,10 @@ def _local(stack: ExitStack, wanted: Deployment) -> Running:
     replicas = local.replicas(stack, wanted)
     stack.callback(_down, replicas)
     replicas.up(wanted.first_replicas)
+    if replicas.balancer_port is not None:
+        stack.enter_context(_beside("supervisor", lambda stop: _supervise(replicas, stop)))
     if wanted.kind == "scaled":
-        stack.enter_context(_scaled(replicas, wanted))
+        stack.enter_context(_beside("scaler", lambda stop: _follow(replicas, wanted, stop)))
     return replicas
 
 
@@ -69,13 +73,27 @@ def _down(running: compose.Project | local.Replicas) -> None:
         running.down()
 
 
-@contextlib.contextmanager
-def _scaled(cluster: scaler.Cluster, wanted: Deployment) -> Iterator[None]:
-    """The scaler that compose runs as a container, as a thread."""
+def _follow(cluster: scaler.Cluster, wanted: Deployment, stop: threading.Event) -> None:
+    """The scaler that compose runs as a container."""
     hpa, interval_s = scaler.rule("cpu", 1, wanted.max_replicas, wanted.faster)
-    stop = threading.Event()
     meter = scaler.Meter(cluster, hpa.metric, wanted.cpus)
-    thread = threading.Thread(target=scaler.follow, args=(meter, hpa, interval_s, stop.wait, _say), name="scaler")
+    scaler.follow(meter, hpa, interval_s, stop.wait, _say)
+
+
+def _supervise(replicas: local.Replicas, stop: threading.Event) -> None:
+    """Replace replicas that die, as compose's `restart` does."""
+    while not stop.wait(SUPERVISED_S):
+        try:
+            replicas.replace_dead()
+        except (StackError, OSError) as error:
+            _say(str(error))
+
+
+@contextlib.contextmanager
+def _beside(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """A thread beside the stack, until the event that it is given is set."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,), name=name)
     thread.start()
     try:
         yield
@@ -86,4 +104,4 @@ def _scaled(cluster: scaler.Cluster, wanted: Deployment) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"scaler: {line}\n")
+    sys.stderr.write(f"{threading.current_thread().name}: {line}\n")

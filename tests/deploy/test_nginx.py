@@ -240,7 +240,25 @@ def test_the_access_log_names_the_replica_and_the_times(balanced: Balanced) -> N
 def test_metrics_of_whichever_replica_are_not_answered(balanced: Balanced) -> None:
     client, _ = balanced(200)
     client.connection.request("GET", "/metrics")
-    assert client.connection.getresponse().status == 404
+    answer = client.connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["code"]) == (404, "not_found")
+
+
+def test_a_malformed_request_gets_a_problem_document(balanced: Balanced) -> None:
+    client, _ = balanced(200)
+    client.connection.putrequest("GET", "/", skip_host=True)
+    client.connection.endheaders()
+    answer = client.connection.getresponse()
+    assert (answer.status, answer.headers["Content-Type"]) == (400, "application/problem+json")
+    assert json.loads(answer.read())["code"] == "bad_request"
+
+
+def test_a_body_that_finds_no_room_is_shed_as_the_service_sheds_it(balanced: Balanced) -> None:
+    client, replicas = balanced(200)
+    (client.log.parent / "body").chmod(0)
+    status, headers, body = client.post(size=3_000_000)
+    assert (status, headers["Retry-After"], json.loads(body)["code"]) == (429, "1", "queue_full")
+    assert seen(replicas) == 0
 
 
 @pytest.mark.parametrize("servers", ["127.0.0.1:8101", "127.0.0.1:8101 127.0.0.1:8102"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import compose
+from perf import compose, engine
 from perf.deployment import StackError
 
 
@@ -31,3 +31,32 @@ def test_what_compose_complains_of_is_one_line(docker: Path) -> None:
     docker.write_text('#!/bin/sh\n[ "$2" = version ] && exit; echo first >&2; echo second >&2; exit 1\n')
     with pytest.raises(StackError, match=r"^docker compose ps failed: first / second$"):
         compose.Project("x", "single", {}).run("ps")
+
+
+def labelled(monkeypatch: pytest.MonkeyPatch, **labels: str) -> None:
+    """One container of the project, as compose labels it."""
+    container = {"Labels": {f"com.docker.compose.project.{name}": value for name, value in labels.items()}}
+    monkeypatch.setattr(engine, "containers", lambda _: [container])
+
+
+def test_a_project_is_opened_by_the_files_that_it_was_brought_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled(
+        monkeypatch, working_dir="/srv/sous", config_files="/srv/sous/docker-compose.yml,/srv/sous/deploy/more.yml"
+    )
+    for mounted, seen in ((None, "/srv/sous"), (Path("/project"), "/project")):
+        files = ["--file", f"{seen}/docker-compose.yml", "--file", f"{seen}/deploy/more.yml"]
+        options = ["--project-directory", "/srv/sous", *files, "--env-file", f"{seen}/.env"]
+        assert sorted(compose.opened_as("sous", mounted)) == sorted(options)
+
+
+def test_a_file_that_the_scaler_does_not_see_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"config_files": "/srv/sous/docker-compose.yml", "environment_file": "/etc/sous.env"}
+    labelled(monkeypatch, working_dir="/srv/sous", **files)
+    with pytest.raises(StackError, match=r"/etc/sous\.env is not below /srv/sous"):
+        compose.opened_as("sous", Path("/project"))
+
+
+def test_a_project_of_which_nothing_runs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "containers", lambda _: [])
+    with pytest.raises(StackError, match="nothing of the compose project sous runs: bring it up first"):
+        compose.opened_as("sous", None)

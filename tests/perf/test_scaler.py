@@ -1,12 +1,13 @@
 """The loop around the decision, with a cluster whose figures are known."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from perf import replica
+from perf import replica, scaler
 from perf.deployment import StackError
 from perf.hpa import Hpa
 from perf.scaler import MANIFESTS, Meter, follow, rule
@@ -121,3 +122,21 @@ def test_the_queue_of_all_models_is_read_from_prometheus_text() -> None:
 
 def test_a_replica_that_does_not_answer_is_left_out() -> None:
     assert replica.waiting({"gone": "http://127.0.0.1:9"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("--cpus=0", "0 is not above zero"),
+        ("--faster=0", "0 is not above zero"),
+        ("--min=0", "must be 1 or more"),
+        ("--max=0", "must be 1 or more"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused_in_one_line(
+    given: str, complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scaler", given])
+    with pytest.raises(SystemExit, match="2"):
+        scaler.main()
+    assert complaint in capsys.readouterr().err
