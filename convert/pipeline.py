@@ -35,6 +35,7 @@ TUNING_PHOTOS = 1500
 RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45
+M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20  # of glibc: larger blocks leave no holes in its heap when they are freed
 LEAST_PORTABLE = 99.0  # percent of answers that two kinds of CPU must share
 TOOLS = (
     "keras", "tf-keras", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg",
@@ -88,6 +89,7 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
 def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, str], Contract, Photos, dict[str, Any]]:
     """Open the source, find and check the photos, export the float model and prove its parity. What is told of the
     source is returned, not the source: its weights and graphs are memory that quantising needs."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
     with progress.stage("load", 2) as tick:
         source = open_source(options.source, trust=options.trust_source)
         tick()

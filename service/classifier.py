@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -101,14 +100,21 @@ class Classifier:
         return Answer(served, outcomes, stages_s)
 
     def _queue(self, served: Served, settings: Settings) -> Queue[bytes, Scores]:
-        return Queue(
-            run=partial(run_batch, served.model, self._limits, served.meters.batch_images.observe),
+        meters = served.meters
+
+        def run(photos: Sequence[bytes]) -> Sequence[Scores | Exception]:
+            meters.queue_images.set(len(queue.waiting))
+            return run_batch(served.model, self._limits, meters.batch_images.observe, photos)
+
+        queue: Queue[bytes, Scores] = Queue(
+            run=run,
             slots=served.plan.slots,
             max_batch_size=served.plan.max_batch_size,
             max_size=settings.max_queue_size,
             max_delay_s=settings.max_queue_delay_us / 1e6,
             item_s=served.image_s,
         )
+        return queue
 
     def _refusal(self, photo: bytes) -> ImageError | None:
         try:

@@ -113,7 +113,7 @@ class Limits:
 
 
 def inspect(data: bytes, limits: Limits) -> None:
-    """Refuse at the door: by bytes, signature and header alone, in well under a millisecond. Raises ImageError."""
+    """Refuse at the door: by bytes, signature and header alone, within a millisecond a megabyte. Raises ImageError."""
     _admit(data, limits)
 
 
@@ -218,6 +218,8 @@ def _decode_pillow(data: bytes, kind: str, contract: Contract, limits: Limits) -
         with Image.open(BytesIO(formats.picture_only(kind, data)), formats=[kind]) as image:
             _admit_size(*image.size, limits)
             image.load()
+        if kind == "PNG":
+            _scale_transparency(image, depth=data[24])
         orientation = _orientation(image) if kind != "JPEG" else jpeg.read_header(data).orientation
         rgb = _upright(_to_rgb(image), orientation)
         size = (contract.width, contract.height)
@@ -226,6 +228,15 @@ def _decode_pillow(data: bytes, kind: str, contract: Contract, limits: Limits) -
         raise
     except Exception:  # Pillow's errors are of any type, and their text holds addresses
         raise UndecodableImage from None
+
+
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """The transparent grey or colour as Pillow scales samples of a PNG: of 16-bit colours the high byte."""
+    given = image.info.get("transparency")
+    if image.mode in {"1", "L"} and isinstance(given, int) and depth < 8:
+        image.info["transparency"] = given * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16 and given:
+        image.info["transparency"] = tuple(sample >> 8 for sample in given)
 
 
 def _orientation(image: Image.Image) -> int:

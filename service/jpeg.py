@@ -9,10 +9,12 @@ import numpy as np
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # TEM, RSTn: markers without a body
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn; not DHT, JPG, DAC
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
-_SCAN, _EXIF, _FILL = 0xDA, 0xE1, 0xFF
+_SCAN, _EXIF, _FILL, _END = 0xDA, 0xE1, 0xFF, 0xD9
+_WITHIN_SCANS = np.isin(np.arange(256), [0, *range(0xD0, 0xD8), _FILL])  # behind 0xFF: a byte of data, RSTn, filling
 _NOT_THE_PICTURE = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APPn but JFIF's 0 and Adobe's 14, which say the colour; comments
 _MAX_SEGMENTS = 1000  # 64 KB each; a time limit for files made of empty ones
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
+_MAX_ENTRIES = 500  # of a TIFF directory; cameras write some 20
 
 
 class Header(NamedTuple):
@@ -32,23 +34,38 @@ def read_header(data: bytes) -> Header:
     Raises:
         ValueError, IndexError, struct.error: the segments do not lead to a scan.
     """
-    frame, orientation = None, 1
+    frame, orientation = None, 0
     for marker, start, end in _segments(data):
         if marker in _FRAMES and frame is None:
             precision, height, width, components = struct.unpack_from(">BHHB", data, start + 4)
             frame = Header(width, height, components, precision, 1, marker in _PROGRESSIVE)
-        elif marker == _EXIF and orientation == 1 and data.startswith(b"Exif\0\0", start + 4):
+        elif marker == _EXIF and not orientation and data.startswith(b"Exif\0\0", start + 4):
             orientation = read_orientation(data[start + 10 : end])
     if frame is None:
         raise ValueError("no frame before the first scan")
     multiscan = frame.multiscan or data[start + 4] < frame.components
-    return frame._replace(orientation=orientation, multiscan=multiscan)
+    return frame._replace(orientation=orientation or 1, multiscan=multiscan)
 
 
 def count_scans(data: bytes) -> int:
-    """Scans of a JPEG, or a few more: previews have theirs."""
-    values = np.frombuffer(data, np.uint8)  # several times as fast as bytes.count
-    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == _SCAN)))
+    """Scans of a JPEG up to its end, whatever follows it.
+
+    Raises:
+        ValueError, IndexError, struct.error: its segments make no sense, or are too many.
+    """
+    *_, (_, _, position) = _segments(data)
+    values = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(values[:-1] == 0xFF)  # several times as fast as bytes.find
+    places = places[~_WITHIN_SCANS[values[places + 1]]]
+    scans = 1
+    for _ in range(_MAX_SEGMENTS):
+        following = int(np.searchsorted(places, position))
+        if following == len(places) or (marker := data[places[following] + 1]) == _END:
+            return scans
+        scans += marker == _SCAN
+        position = int(places[following]) + 2
+        position += struct.unpack_from(">H", data, position)[0]
+    raise ValueError("too many segments")
 
 
 def picture_only(data: bytes) -> bytes:
@@ -66,7 +83,7 @@ def read_orientation(tiff: bytes) -> int:
     try:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+        for entry in range(directory + 2, directory + 2 + 12 * min(entries, _MAX_ENTRIES), 12):
             tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
             if tag == _ORIENTATION_TAG:
                 return int(value) if kind == _SHORT and 1 <= value <= 8 else 1

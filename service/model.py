@@ -53,14 +53,15 @@ def open_session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
 class Engine:
     """A session shared by all threads that call it.
 
-    A call by itself computes on all of the session's threads. One beside it gets a thread of the pool for its own:
-    threads that help several calls at once wait for each other, an eighth of ResNet101V2's time on two cores.
+    A call by itself computes on all of the session's threads. One beside it runs on a thread of the pool, which with
+    two threads then helps nobody else: threads that help several calls at once wait for each other, an eighth of
+    ResNet101V2's time on two cores. Never two there: ONNX Runtime may give both to the same thread.
     """
 
     def __init__(self, path: Path, intra_op_threads: int) -> None:
         self.session = open_session(path, intra_op_threads)
         self._first = threading.Semaphore(1)
-        self._pool = threading.Semaphore(intra_op_threads - 1)  # the session's threads but the caller's
+        self._pool = threading.Semaphore(min(1, intra_op_threads - 1))  # one thread alone is the caller's
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities, float32 `[N, C]`, of uint8 RGB images `[N, H, W, 3]`."""

@@ -4,11 +4,12 @@ import ctypes
 import hashlib
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ class Served:
     package: Package
     model: Model
     plan: cpu.Plan
-    image_s: float  # one image, nothing else running, by this plan, seconds
     golden_drift: float | None  # largest |dp| from the float model on the golden set; None without one
     meters: Meters
+    image_s: float = math.nan  # one image by this plan, seconds: measured once all are loaded, nothing else running
 
 
 class Repository:
@@ -95,7 +96,11 @@ def open_repository(settings: Settings) -> Repository:
     packages = list(scan(Path(settings.models_dir)))
     cores = settings.cores or cpu.cores()
     with ThreadPoolExecutor(cores) as pool:
-        served = list(pool.map(partial(load, cores=cores, settings=settings), packages))
+        loaded = list(pool.map(partial(load, cores=cores, settings=settings), packages))
+    served = [replace(each, image_s=_seconds(each.model, time.perf_counter)) for each in loaded]
+    for each in served:
+        name, version = each.package.name, each.package.version
+        log.info("%s %d is loaded: %s, %.1f ms an image", name, version, each.plan, each.image_s * 1e3)
     ctypes.CDLL(None).malloc_trim(0)  # back to the system what parsing and prepacking left
     return Repository(served, settings.default_model)
 
@@ -138,10 +143,8 @@ def load(package: Package, cores: int, settings: Settings) -> Served:
     model = Model(path, plan.intra_op_threads)
     for size in range(1, plan.max_batch_size + 1):
         model.infer(_blank(model, size))
-    image_s = _seconds(model, time.perf_counter)
     drift = _replay_golden(package, model, plan.max_batch_size)
-    log.info("%s %d is loaded: %s, %.1f ms an image", package.name, package.version, plan, image_s * 1e3)
-    return Served(package, model, plan, image_s, drift, Meters(package.name, package.version))
+    return Served(package, model, plan, drift, Meters(package.name, package.version))
 
 
 def _stored_plan(package: Package, cores: int) -> cpu.Plan | None:

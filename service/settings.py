@@ -33,7 +33,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: Annotated[int, _count("images of one session run; 0: by the plan", 0)] = 0
     max_queue_delay_us: Annotated[int, _count("longest wait of an image for its batch to fill", 0)] = 0
     max_queue_size: Annotated[int, _count("images that may wait for a model; beyond it 429")] = 128
-    request_timeout_ms: Annotated[int, _count("deadline unless the request has `X-Request-Timeout-Ms`")] = 10_000
+    request_timeout_ms: Annotated[
+        int, _count("longest time of a request; it may ask for less by `X-Request-Timeout-Ms`")
+    ] = 10_000
     max_image_bytes: Annotated[int, _count("largest photo")] = 16 * 1024**2
     max_image_pixels: Annotated[int, _count("most pixels of a photo, by its header")] = 40_000_000
     max_request_bytes: Annotated[int, _count("largest multipart body")] = 32 * 1024**2

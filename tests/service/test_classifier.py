@@ -142,6 +142,21 @@ def test_as_many_batches_run_at_once_and_as_large_as_the_plan_says(
     assert (runs.most, runs.sizes) == (slots, sizes)
 
 
+def test_images_that_wait_are_counted_down_as_slots_take_them(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_package(models, plan={"cores": 2, "slots": 1, "intra_op_threads": 1, "max_batch_size": 1})
+    settings, waiting = Settings(models_dir=str(models), cores=2), list[float]()
+    repository = open_repository(settings)
+    gauge = repository.find().meters.queue_images
+
+    def infer(_: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        waiting.append(gauge._value.get())
+        return np.zeros((len(images), 3), np.float32)
+
+    monkeypatch.setattr(Model, "infer", infer)
+    classify_at_once(Classifier(repository, settings), 4)
+    assert waiting[1:] == [2, 1, 0]  # the first may be taken before the request has counted its own
+
+
 @pytest.mark.parametrize(("slots", "threads"), [(1, 2), (2, 2), (2, 1)])
 def test_a_model_is_one_session_of_the_plans_threads_whatever_its_slots(
     models: Path, monkeypatch: pytest.MonkeyPatch, slots: int, threads: int

@@ -200,6 +200,29 @@ def test_a_16_bit_transparent_grey_lies_over_white():
     assert decode(png(10, 10, 16, 0, rows, extra=transparent), CONTRACT, LIMITS)[5, 5].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "transparent"),
+    [
+        (1, 0, b"\xff\xff", [1]),
+        (2, 0, b"\x55" * 3, [1]),
+        (4, 0, b"\x11" * 5, [1]),
+        (16, 2, bytes(range(6)) * 10, [0x0001, 0x0203, 0x0405]),
+    ],
+)
+def test_what_a_png_says_is_transparent_lies_over_white_at_any_depth(depth, colour, row, transparent):
+    extra = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    data = png(10, 10, depth, colour, (b"\0" + row) * 10, extra=extra)
+    assert decode(data, CONTRACT, LIMITS)[5, 5].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("where", ["behind", "before"])
+def test_a_progressive_jpeg_is_taken_whatever_else_its_file_holds(where):
+    other, data = np.random.default_rng(0).bytes(3_000_000), encode(photo(300, 200), "JPEG", progressive=True)
+    segments = [b"\xff\xe2\xff\xff" + other[at : at + 65_533] for at in range(0, 45 * 65_533, 65_533)]
+    whole = data + other if where == "behind" else data[:2] + b"".join(segments) + data[2:]
+    assert np.array_equal(decode(whole, CONTRACT, LIMITS), decode(data, CONTRACT, LIMITS))
+
+
 def test_an_interlaced_png_is_the_same_picture():
     pixels = np.asarray(photo(65, 50))
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]  # Adam7

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
 
 from service import cpu
 from tests.service.packages import jpeg, write_package
@@ -98,17 +99,30 @@ def test_the_master_holds_nothing_native_and_one_thread(server: Server) -> None:
     assert "onnxruntime" in Path(f"/proc/{server.worker}/maps").read_text()  # and so the look was a real one
 
 
-def test_metrics_are_right_with_two_workers_and_after_one_of_them_died(models: Path) -> None:
+def test_metrics_are_right_with_two_workers_and_after_one_of_them_died(models: Path, tmp_path: Path) -> None:
     write_package(models)
-    with serving(models, "--workers", "2") as server:
+    counts = tmp_path / "counts"
+    with serving(models, "--workers", "2", "--env", f"PROMETHEUS_MULTIPROC_DIR={counts}") as server:
         until(lambda: server.log.read_text().count("ready: colours") == 2)
-        for _ in range(20):  # a connection each, so that both workers get some
-            assert post(server).status_code == 200
-        assert [server.metric('sous_requests_total{model="colours"') for _ in range(6)] == [20] * 6
+        for _ in range(40):  # a connection each, so that both workers get some
+            answer = httpx.post(f"{server.url}/predict", content=jpeg("red"), headers=RAW)
+            assert answer.status_code == 200
+        shares = [answered(file) for file in counts.glob("counter_*.db")]
+        assert min(shares) > 0
+        assert sum(shares) == 40
+        seen = [httpx.get(f"{server.url}/metrics").text for _ in range(6)]
+        total = 'sous_requests_total{model="colours",status="200",version="1"} 40.0'
+        assert all(total in text for text in seen)
         subprocess.run(["kill", "-9", str(server.worker)], check=True)
         until(lambda: server.log.read_text().count("ready: colours") == 3)
-        assert server.metric('sous_requests_total{model="colours"') == 20
+        assert server.metric('sous_requests_total{model="colours"') == 40
         assert server.metric("sous_queue_images") == 0
+
+
+def answered(file: Path) -> float:
+    """Requests that one worker has counted."""
+    values = MmapedDict.read_all_values_from_file(file)  # type: ignore[no-untyped-call]
+    return sum(value for key, value, *_ in values if "sous_requests_total" in key)
 
 
 def test_what_waited_in_a_worker_that_died_is_counted_no_more(models: Path) -> None:

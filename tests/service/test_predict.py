@@ -1,10 +1,14 @@
 """POST /predict over real HTTP."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
+from litestar import Request
 
+from service.routes.predict import timeout_s
+from service.settings import Settings
 from tests.service.packages import jpeg
 from tests.service.running import CLIENT, Server
 
@@ -107,7 +111,14 @@ PADDED_TIMEOUTS = [
 ]  # too long for a float, an int
 
 
-@pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "600001", "٣", "9" * 30, *PADDED_TIMEOUTS])
+@pytest.mark.parametrize(("asked", "given"), [(None, 10), ("500", 0.5), ("10000", 10), ("60000", 10)])
+def test_a_request_may_ask_for_less_time_and_not_for_more(asked: str | None, given: float) -> None:
+    headers = [(b"x-request-timeout-ms", asked.encode())] if asked else []
+    request: Request[Any, Any, Any] = Request({"type": "http", "headers": headers})  # type: ignore[typeddict-item]
+    assert timeout_s(request, Settings()) == given
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "٣", "9" * 30, *PADDED_TIMEOUTS])
 def test_a_timeout_that_means_nothing_is_refused(server: Server, timeout: str) -> None:
     headers = [("content-type", "image/jpeg"), ("x-request-timeout-ms", timeout.encode())]
     response = CLIENT.post(f"{server.url}/predict", content=jpeg("red"), headers=headers)
