@@ -28,36 +28,49 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        self.exit(2, f"convert: {message}; `python -m convert --help` lists the options\n")
+        self.exit(2, f"convert: {message}; `{self.prog} --help` lists the options\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = Parser(
-        prog="python -m convert", description="Convert a Keras image classifier to a signed-off int8 ONNX package."
-    )
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The command line of what quantises, without what becomes of it."""
+    found = Parser(prog=program, description=description)
     add = found.add_argument
     add("source", type=Path, metavar="SOURCE", help=".keras or .h5 file, or SavedModel folder")
-    add("--name", required=True, type=package_name, help="name of the package: models/NAME/VERSION")
     add("--images", required=True, type=Path, help="photos: class folders or 7_x.jpg; split in training, validation,"
         " evaluation, or by hash")  # fmt: skip
     add("--labels", type=Path, help="names of the classes in the order of the output: a line each, or a JSON list")
-    add("--version", type=positive, default=1, help="version of the package (default: 1)")
-    add("--input-range", choices=sorted(RANGES), default="0,1", help="pixels the source was trained on (default: 0,1)")
+    add("--input-range", choices=sorted(RANGES), default="0,1", metavar="LOW,HIGH", help="pixels the source was trained"
+        " on: 0,1 (default), -1,1 or 0,255")  # fmt: skip
     add(
         "--resize",
         choices=["bicubic", "bilinear", "box", "nearest"],
         default="bicubic",
-        help="filter to the input size",
+        help="filter to the input size, as in training (default: bicubic; Keras' own loaders: bilinear, nearest)",
     )
     add("--crop", choices=["none", "center"], default="none", help="none squeezes the whole photo (default)")
-    add("--weight-bits", type=int, choices=[7, 8], default=7, help="8 only where all CPUs have VNNI (default: 7)")
-    add("--macs", type=share, default=100.0, help="percent of the multiplications to leave, by pruning channels"
-        " (default: 100, none pruned)")  # fmt: skip
-    add("--calibration", type=calibration, default=512, help="photos to calibrate on (default: 512)")
-    add("--gate-drop", type=percent, default=0.5, help="top-1 points that may be lost (default: 0.5)")
-    add("--gate-agreement", type=percent, default=97.0, help="percent of answers equal to float's (default: 97)")
+    add("--macs", type=share, default=100.0, metavar="PERCENT", help="of the multiplications to leave, by pruning"
+        " channels (default: 100, none pruned)")  # fmt: skip
+    add("--calibration", type=calibration, default=512, metavar="N", help="photos to calibrate on (default: 512)")
+    add("--gate-drop", type=percent, default=0.5, metavar="POINTS", help="top-1 points that may be lost (default: 0.5)")
+    add(
+        "--gate-agreement",
+        type=percent,
+        default=97.0,
+        metavar="PERCENT",
+        help="percent of answers equal to float's (default: 97)",
+    )
     add("--trust-source", action="store_true", help="run code stored in the source (Lambda layers)")
+    return found
+
+
+def packaging() -> argparse.ArgumentParser:
+    """The command line of a conversion."""
+    about = "Convert a Keras image classifier to a signed-off int8 ONNX package."
+    found = parser("python -m convert", about)
+    add = found.add_argument
+    add("--name", required=True, type=package_name, help="name of the package: models/NAME/VERSION")
+    add("--version", type=positive, default=1, metavar="N", help="version of the package (default: 1)")
+    add("--weight-bits", type=int, choices=[7, 8], default=7, help="8 only where all CPUs have VNNI (default: 7)")
     add("--replace", action="store_true", help="replace a package of this name and version")
     add("--models", type=Path, default=Path("models"), help="folder of the packages (default: models)")
     return found
@@ -111,7 +124,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 packaged, 2 bad input or interrupted, 3 refused by the gate."""
-    options = read_options(sys.argv[1:] if argv is None else argv)
+    options = read_options(packaging(), sys.argv[1:] if argv is None else argv)
 
     def run() -> str:
         report = convert(options, Progress())
@@ -120,13 +133,14 @@ def main(argv: list[str] | None = None) -> int:
     return answered(run)
 
 
-def read_options(argv: Sequence[str]) -> Options:
-    """Options of a command line. (argparse takes "-1,1" for an option unless it is bound to its name.)"""
+def read_options(known: argparse.ArgumentParser, argv: Sequence[str], **more: str) -> Options:
+    """Options of a command line, and `more` that it does not have. (argparse takes "-1,1" for an option unless it is
+    bound to its name.)"""
     words = list(argv)
     if "--input-range" in words[:-1]:
         at = words.index("--input-range")
         words[at : at + 2] = [f"--input-range={words[at + 1]}"]
-    return options_from(parser().parse_args(words))
+    return options_from(known.parse_args(words, argparse.Namespace(**more)))
 
 
 def answered(run: Callable[[], str]) -> int:
@@ -163,7 +177,7 @@ def explained(error: OSError) -> str:
     """What the system refused, with the remedy where it is known."""
     if error.errno in FULL:
         return f"no space left for {error.filename or 'temporary files'}: free some, or set TMPDIR to another disk"
-    return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"{error.filename or 'a file'}: {error.strerror or error}: check its path and your rights to it"
 
 
 def fail(message: str, status: int = 2) -> int:

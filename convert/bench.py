@@ -20,7 +20,7 @@ from onnxruntime import quantization as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from convert import photos, pipeline, timing, verify
-from convert.__main__ import answered, read_options
+from convert.__main__ import answered, parser, read_options
 from convert.photos import Photos
 from convert.pipeline import Options
 from convert.progress import Progress
@@ -58,8 +58,11 @@ class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ha
 
 
 def main(argv: Sequence[str]) -> int:
-    """Options are those of `python -m convert`, of which `--name` is not needed; nothing is packaged."""
-    options = read_options(["--name", "bench", *argv])
+    """The options of `python -m convert` but those of the package."""
+    about = (
+        "Our int8 beside ONNX Runtime's quantize_static: same float model and photos, one table; nothing is packaged."
+    )
+    options = read_options(parser("python -m convert.bench", about), argv, name="bench")
     return answered(lambda: compare(options, Progress()))
 
 

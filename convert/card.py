@@ -13,6 +13,7 @@ ROWS = (
     ("throughput", "throughput"),
 )
 WEIGHTS = {7: "in codes that saturate on no CPU", 8: "in all codes (for CPUs with VNNI: others saturate)"}
+CROPS = {"none": "squeezed", "center": "cropped at the centre and scaled"}
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -65,12 +66,13 @@ def model_card(report: Mapping[str, Any]) -> str:
             "",
             f"On {evaluation['photos']} evaluation photos that were neither calibrated nor tuned on"
             f" (split: {report['photos']['split']}). {accuracy_note(evaluation)}",
-            f"Timed in turns on {machine['cores']} cores of {machine['cpu']}. How it is served best there is the `plan`"
+            f"Timed in turns on {machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instructions'])})."
+            " How it is served best there is the `plan`"
             " of `report.json`; `python -m convert.measure` measures it again elsewhere.",
             "",
             "## Input",
             "",
-            f"A photo, squeezed or cropped (`crop: {preprocessing['crop']}`) to {preprocessing['height']} x"
+            f"A photo, {CROPS[preprocessing['crop']]} (`crop: {preprocessing['crop']}`) to {preprocessing['height']} x"
             f" {preprocessing['width']} pixels by a {preprocessing['resize']} filter, as uint8 RGB `[N, H, W, 3]` named"
             " `image`; normalisation is inside the graph. Output: `probabilities` float32 `[N, C]`, in the order of the"
             " labels:",

@@ -56,7 +56,9 @@ def export(
             check_space(target.parent)
             failures.append(f"{route.__name__}: {type(error).__name__}: {first_line(error)}")
     reasons = "; ".join(dict.fromkeys(failures))
-    raise ConvertError(f"{source.path} cannot be exported to ONNX ({reasons}): use layers that ONNX knows")
+    raise ConvertError(
+        f"{source.path} cannot be exported to ONNX ({reasons}): use layers that ONNX knows, with any batch"
+    )
 
 
 def one_route(
@@ -215,6 +217,6 @@ def check_parity(path: Path, pixels: NDArray[np.uint8], expected: NDArray[np.flo
     worst = max(float(np.abs(np.concatenate(found) - expected).max()) for found in runs)
     if not worst < limit:
         raise ConvertError(
-            f"the exported model differs from the source by {worst:.2g} in probability (limit {limit:g})"
+            f"the exported model differs from the source by {worst:.2g} in probability (limit {limit:g}): report it"
         )
     return worst

@@ -40,8 +40,8 @@ def write(target: Path, float_model: Path, packaged: Path, height: int, width: i
     same = np.flatnonzero(expected.argmax(1) == found.argmax(1))
     if len(same) < COUNT:
         raise ConvertError(
-            f"the packaged model agrees with the float model on {len(same)} of {POOL} synthetic images only: ask for"
-            " more agreement (--gate-agreement), or give more calibration photos (--calibration)"
+            f"the packaged model agrees with the float model on {len(same)} of {POOL} synthetic images only: give"
+            " more calibration photos (--calibration), or leave more of the multiplications (--macs)"
         )
     top = np.sort(expected[same], 1)
     clearest = same[np.argsort(-(top[:, -1] - top[:, -2]), kind="stable")]

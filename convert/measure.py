@@ -33,7 +33,9 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
         package.write_json(fresh, report | {"plan": plan, "plan_machine": timing.machine()})
         fresh.replace(folder / "report.json")
     except OSError as error:
-        raise ConvertError(f"{folder} cannot be written to ({error.strerror or error}): the plan is not kept") from None
+        raise ConvertError(
+            f"{folder} cannot be written to ({error.strerror or error}): run as its owner, and not on a read-only mount"
+        ) from None
     return plan
 
 

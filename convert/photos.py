@@ -74,7 +74,8 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
         parts = [[photo for photo, place in everything if place in some] for some in shares]
     if names and len(names) != classes:
         raise ConvertError(
-            f"{images} has {len(names)} class folders, the model {classes} outputs: name them all with --labels FILE"
+            f"{images} has {len(names)} class folders ({', '.join(names[:3])}, ...), the model {classes} outputs: give"
+            f" a folder a class, splits named {', '.join(FOLDERS)}, or all names with --labels FILE"
         )
     fitted, tuning, evaluation = parts
     twin = twin_of(evaluation)
@@ -129,7 +130,10 @@ def class_names(folders: Sequence[Path], given: tuple[str, ...] | None) -> tuple
     children = [child for folder in folders for child in folder.iterdir() if child.is_dir()]
     found = tuple(sorted({child.name for child in children if not child.name.startswith(".")}))
     if given and (unknown := set(found) - set(given)):
-        raise ConvertError(f"class folder {min(unknown)!r} is not in the labels file: its names are {', '.join(given)}")
+        raise ConvertError(
+            f"class folder {min(unknown)!r} is not in the labels file: its names are {', '.join(given)}"
+            f" (and splits are named {', '.join(FOLDERS)})"
+        )
     return given if given and found else found
 
 
@@ -140,6 +144,9 @@ def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]
         return [Photo(path, index) for place, index in places for path in files(place)]
     found = files(folder)
     numbers = [int(match[1]) for path in found if (match := NUMBERED.match(path.name))]
+    if len(found) / 2 < len(numbers) < len(found) and max(numbers) < classes:
+        odd = next(path for path in found if not NUMBERED.match(path.name))
+        raise ConvertError(f"{odd} has no class number, most beside it have: rename it as 7_x.jpg, or take it away")
     if len(numbers) < len(found):
         return [Photo(path, None) for path in found]
     if max(numbers, default=0) >= classes:

@@ -152,8 +152,19 @@ def beside(paths: Sequence[Path], plan: dict[str, Any], pixels: NDArray[np.uint8
     return found
 
 
+def cpu_features() -> list[str]:
+    """The instruction sets of this CPU that decide which int8 kernels run."""
+    known = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return [name for name in known if name in flags]
+
+
 def machine() -> dict[str, Any]:
     """What the timings were taken on."""
     lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {"cpu": model, "cores": cores(), "kernel": os.uname().release.split("-")[0]}
+    return {"cpu": model, "instructions": cpu_features(), "cores": cores(), "kernel": os.uname().release.split("-")[0]}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.photos import Photo, batches, labels_of
+from convert.timing import cpu_features
 from service.image import Contract
 from service.model import open_session
 
@@ -93,17 +94,6 @@ def interval(share: float, count: int) -> tuple[float, float]:
     middle = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return 100 * (middle - half), 100 * (middle + half)
-
-
-def cpu_features() -> list[str]:
-    """The instruction sets of this CPU that decide which int8 kernels run."""
-    known = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return [name for name in known if name in flags]
 
 
 def on_avx2(path: Path, pixels: NDArray[np.uint8], folder: Path, seconds: int) -> dict[str, Any]:

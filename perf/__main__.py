@@ -10,6 +10,7 @@ from pathlib import Path
 from perf import commands
 from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS, StackError
 from perf.engine import EngineError
+from perf.photos import default_sources
 from perf.recommend import CORE_HOUR_PRICE
 from perf.run import FULL, STACKS
 
@@ -77,14 +78,17 @@ def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--tool", choices=("locust", "wrk", "siege"), default="locust", help="for the closed loop (%(default)s)"
     )
-    run.add_argument("--photos", type=Path, help="folder of the photos to send (the shared ones, else made)")
+    run.add_argument("--photos", type=Path, help="folder of the photos to send (../shared/data/photos, else made)")
     run.add_argument("--out", type=Path, help="folder of the results (perf/results; perf/out/quick with --quick)")
     run.add_argument(
         "--quick", action="store_true", help="every cell with short loads, under 5 minutes: to see that all works"
     )
     _stack(run)
     run.add_argument(
-        "--sources", type=Path, default=_sources(), help="folder of the Keras files, for the plain recipe (%(default)s)"
+        "--sources",
+        type=Path,
+        default=default_sources(),
+        help="folder of the Keras files, for the plain recipe (%(default)s)",
     )
     _constraints(run)
     run.set_defaults(command=commands.run)
@@ -122,12 +126,6 @@ def _plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (that of the run)")
     plan.add_argument("--core-hour-price", type=_positive, default=CORE_HOUR_PRICE)
     plan.set_defaults(command=commands.plan)
-
-
-def _sources() -> Path:
-    """The Keras files: `source-models` of the checkout, or `models` of the shared folder."""
-    own = HERE.parent / "source-models"
-    return own if own.is_dir() else Path(os.environ.get("SOUS_SHARED") or HERE.parents[1] / "shared") / "models"
 
 
 def _names(text: str) -> tuple[str, ...]:

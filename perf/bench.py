@@ -15,7 +15,6 @@ from perf.bench_rows import CPU, Bench, Effort, decode_rows, expected_s, model_r
 from perf.bench_servers import CHECKOUT
 from perf.bench_table import Row, table
 
-SHARED = Path(os.environ.get("SOUS_SHARED") or CHECKOUT.parent / "shared")
 FULL = Effort(rounds=5, round_s=4.0, decodes=30, starts=3, requests=1000)
 QUICK = Effort(rounds=2, round_s=1.0, decodes=10, starts=1, requests=200)
 PROGRESS = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
@@ -28,7 +27,12 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="short rounds: to see that all works")
     add("--models-dir", type=Path, default=CHECKOUT / "models", help="folder of packages (%(default)s)")
     add("--models", default=",".join(CPU), help="served alone and measured, comma-separated (%(default)s)")
-    add("--sources", type=Path, default=SHARED / "models", help="the Keras files for the plain recipe (%(default)s)")
+    add(
+        "--sources",
+        type=Path,
+        default=photos.default_sources(),
+        help="the Keras files for the plain recipe (%(default)s)",
+    )
     add("--photos", type=Path, default=photos.default_folder(), help="folder of JPEGs (%(default)s)")
     add("--out", type=Path, help="write the figures and the machine here, as JSON")
     given = parser.parse_args(arguments)

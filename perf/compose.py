@@ -80,7 +80,8 @@ class Project:
         while self.replicas() < self.asked() or not replica.ready(self.url):
             ended = [c["Names"][0].lstrip("/") for c in engine.containers(self.name) if c["State"] == "restarting"]
             if ended or time.monotonic() > deadline:
-                raise StackError(f"{ended[0]} ended" if ended else f"{self.name} is not ready after {READY_S:.0f} s")
+                late = f"{self.name} is not ready after {READY_S:.0f} s: give it more CPU (--cpus), or see what it says"
+                raise StackError(f"{ended[0]} ended: see what it says" if ended else late)
             time.sleep(0.1)
         time.sleep(FORGET_S)  # that no replica was ready
 

@@ -34,7 +34,9 @@ def socket_path() -> str:
     """Where the engine listens: `DOCKER_HOST` if it is a socket, else Docker's default."""
     parts = urlsplit(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
     if parts.scheme != "unix":
-        raise EngineError(f"DOCKER_HOST is a {parts.scheme} address; only a unix socket is supported")
+        raise EngineError(
+            f"DOCKER_HOST is a {parts.scheme} address; only a unix socket is supported: unset it, or use --engine local"
+        )
     return parts.path
 
 

@@ -219,7 +219,10 @@ def _plain(wanted: Deployment) -> Recipe:
     named = [wanted.models_dir / f"{wanted.model}{ending}" for ending in (".keras", ".h5")]
     source = next((path for path in named if path.exists()), None)
     if source is None:
-        raise StackError(f"none of {', '.join(map(str, named))}; the plain recipe serves the Keras file")
+        raise StackError(
+            f"none of {', '.join(map(str, named))}; name the folder of the Keras files (--sources),"
+            " or leave plain out (--stacks)"
+        )
     command = [sys.executable, str(REPO / "perf/plain.py"), "--source", str(source)]
     memory_mb = max(wanted.memory_mb, PLAIN_MEMORY_MB)
     cores = len(os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+CHECKOUT = Path(__file__).parents[1]
 BOUNDARY = "sous-perf-0f6a7c21"
 CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
@@ -16,10 +17,20 @@ class Photo(NamedTuple):
     body: bytes
 
 
+def shared() -> Path:
+    """What is measured with where nothing else is named: `$PERF_SHARED`, or the folder `shared` beside the checkout."""
+    return Path(os.environ.get("PERF_SHARED") or CHECKOUT.parent / "shared")
+
+
 def default_folder() -> Path:
-    """`data/photos` of the folder `$SOUS_SHARED`, or of `shared` beside the checkout."""
-    shared = os.environ.get("SOUS_SHARED") or Path(__file__).parents[2] / "shared"
-    return Path(shared) / "data" / "photos"
+    """Photos to send: `data/photos` of the shared folder."""
+    return shared() / "data" / "photos"
+
+
+def default_sources() -> Path:
+    """The Keras files: `source-models` of the checkout, or `models` of the shared folder."""
+    own = CHECKOUT / "source-models"
+    return own if own.is_dir() else shared() / "models"
 
 
 def load(folder: Path) -> list[Photo]:

@@ -8,6 +8,11 @@ import sys
 
 from service.settings import SettingsError, read_settings
 
+HELP = """usage: python -m service [--port N | --bind ADDRESS:PORT] [gunicorn's options]
+
+Serves every package in SOUS_MODELS_DIR (models). `python -m service.settings` lists the settings,
+`python -m gunicorn --help` gunicorn's options; its defaults here are those of service/gunicorn_conf.py.
+"""
 # glibc gives every thread an arena of its own; two are enough, and what is freed in one slot is there for the next
 MALLOC = {"MALLOC_ARENA_MAX": "2"}
 
@@ -34,6 +39,9 @@ def gunicorn_command(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(HELP)
+        return
     try:
         read_settings()
     except SettingsError as error:

@@ -40,7 +40,7 @@ def picture_only(kind: str, data: bytes) -> bytes:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     header = jpeg.read_header(data)
-    if header.multiscan and jpeg.count_scans(data) > _MAX_JPEG_SCANS:
+    if header.multiscan and jpeg.has_more_scans(data, _MAX_JPEG_SCANS):
         raise ValueError("too many scans")
     return header.width, header.height
 

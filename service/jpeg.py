@@ -1,5 +1,6 @@
 """What a JPEG says before its first scan, read without decoding it (ITU-T T.81 annex B, Exif 2.32 section 4.6)."""
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +11,7 @@ _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # TEM, RSTn: markers without a body
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn; not DHT, JPG, DAC
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _SCAN, _EXIF, _FILL, _END = 0xDA, 0xE1, 0xFF, 0xD9
-_WITHIN_SCANS = np.isin(np.arange(256), [0, *range(0xD0, 0xD8), _FILL])  # behind 0xFF: a byte of data, RSTn, filling
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # that ends a scan: no byte of data, RSTn or filling
 _NOT_THE_PICTURE = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APPn but JFIF's 0 and Adobe's 14, which say the colour; comments
 _MAX_SEGMENTS = 1000  # 64 KB each; a time limit for files made of empty ones
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
@@ -47,24 +48,23 @@ def read_header(data: bytes) -> Header:
     return frame._replace(orientation=orientation or 1, multiscan=multiscan)
 
 
-def count_scans(data: bytes) -> int:
-    """Scans of a JPEG up to its end, whatever follows it.
+def has_more_scans(data: bytes, most: int) -> bool:
+    """Whether a JPEG has more scans up to its end, whatever follows it.
 
     Raises:
         ValueError, IndexError, struct.error: its segments make no sense, or are too many.
     """
+    values = np.frombuffer(data, np.uint8)  # several times as fast as bytes.count
+    if np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == _SCAN)) <= most:
+        return False  # with those of previews, and of bytes that only look like one
     *_, (_, _, position) = _segments(data)
-    values = np.frombuffer(data, np.uint8)
-    places = np.flatnonzero(values[:-1] == 0xFF)  # several times as fast as bytes.find
-    places = places[~_WITHIN_SCANS[values[places + 1]]]
     scans = 1
     for _ in range(_MAX_SEGMENTS):
-        following = int(np.searchsorted(places, position))
-        if following == len(places) or (marker := data[places[following] + 1]) == _END:
-            return scans
-        scans += marker == _SCAN
-        position = int(places[following]) + 2
-        position += struct.unpack_from(">H", data, position)[0]
+        found = _MARKER.search(data, position)
+        if found is None or scans > most or data[found.start() + 1] == _END:
+            return scans > most
+        scans += data[found.start() + 1] == _SCAN
+        position = found.end() + struct.unpack_from(">H", data, found.end())[0]
     raise ValueError("too many segments")
 
 

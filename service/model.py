@@ -47,7 +47,9 @@ def open_session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
-        raise PackageError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
+        raise PackageError(
+            f"{path} cannot be loaded by ONNX Runtime ({str(error).splitlines()[0]}): copy it again"
+        ) from None
 
 
 class Engine:
@@ -60,17 +62,18 @@ class Engine:
 
     def __init__(self, path: Path, intra_op_threads: int) -> None:
         self.session = open_session(path, intra_op_threads)
-        self._first = threading.Semaphore(1)
-        self._pool = threading.Semaphore(min(1, intra_op_threads - 1))  # one thread alone is the caller's
+        self._places = [(threading.Lock(), self.run), (threading.Lock(), self._run_aside)]
+        if intra_op_threads == 1:  # the caller's: there is no pool
+            self._places.clear()
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities, float32 `[N, C]`, of uint8 RGB images `[N, H, W, 3]`."""
-        for place, run in ((self._first, self.run), (self._pool, self._run_aside)):
-            if place.acquire(blocking=False):
+        for free, run in self._places:
+            if free.acquire(blocking=False):
                 try:
                     return run(images)
                 finally:
-                    place.release()
+                    free.release()
         return self.run(images)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -58,7 +58,10 @@ class Repository:
         for each in served:
             self._versions.setdefault(each.package.name, {})[each.package.version] = each
         if default_model and default_model not in self._versions:
-            raise PackageError(f"SOUS_DEFAULT_MODEL is {default_model}, there is {', '.join(sorted(self._versions))}")
+            raise PackageError(
+                f"SOUS_DEFAULT_MODEL is {default_model}, which is not in SOUS_MODELS_DIR: set it to one of"
+                f" {', '.join(sorted(self._versions))}"
+            )
         self._default = default_model or min(self._versions)
 
     def find(self, name: str | None = None, version: int | None = None) -> Served:
@@ -163,7 +166,10 @@ def _check_hashes(package: Package) -> None:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise PackageError(f"{path} is in the report, but cannot be read: {error.strerror}") from None
+            raise PackageError(
+                f"{path} is in the report, but cannot be read ({error.strerror}): copy the package again, for this"
+                " user to read"
+            ) from None
         if found != member["sha256"]:
             raise PackageError(f"{path} differs from the hash in its report: copy the package again")
 
@@ -201,6 +207,7 @@ def _replay_golden(package: Package, model: Model, batch_size: int) -> float | N
     if not drift <= tolerance:
         raise PackageError(
             f"{package.name} {package.version} does not reproduce its golden set on this CPU: "
-            f"max |dp| {drift:.4f}, tolerance {tolerance:.4f}. Convert it here, or with --weight-bits 7."
+            f"max |dp| {drift:.4f}, tolerance {tolerance:.4f}."
+            " Convert it again with --weight-bits 7 (8 needs VNNI), or here."
         )
     return drift

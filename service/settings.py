@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
@@ -69,7 +70,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     try:
         return msgspec.convert({known[name]: value for name, value in given.items()}, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"bad setting: {error}") from None
+        fields = "|".join(Settings.__struct_fields__)
+        said = re.sub(rf"(?:\$\.)?\b({fields})\b", lambda found: PREFIX + found[1].upper(), str(error))
+        raise SettingsError(f"bad setting: {said}; `python -m service.settings` lists all") from None
 
 
 def markdown_table() -> str:

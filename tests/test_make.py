@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from convert.__main__ import read_options
+from convert.__main__ import packaging, read_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ def test_models_are_made_with_options_that_the_command_takes(tmp_path: Path) -> 
     make(*installed, "models", f"BIN={tmp_path}", "MODELS=m", "IMAGES=i")
     words = [shlex.split(line) for line in said.read_text().splitlines()]
     assert {tuple(line[:2]) for line in words} == {("-m", "convert")}
-    made = [read_options(line[2:]) for line in words]
+    made = [read_options(packaging(), line[2:]) for line in words]
     assert [one.name for one in made] == ["mobilenet_v2", "resnet101_v2", "previous"]
     assert [str(one.source) for one in made] == [f"m/{one.name}.keras" for one in made]
     assert [one.gate.agreement for one in made] == [97, 98, 97]

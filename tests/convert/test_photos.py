@@ -76,6 +76,13 @@ def test_a_few_photos_calibrate_and_they_mix_the_classes(unsplit: Path) -> None:
     assert found.calibration == find(unsplit, None, CLASSES, 1000).calibration[:24]
 
 
+def test_a_photo_without_its_class_number_among_numbered_ones_is_named(tmp_path: Path) -> None:
+    images = sources.write_photos(tmp_path / "images", [60, 60, 60, 60], numbered=True)
+    shutil.copy(next(images.iterdir()), images / "cover.png")
+    with pytest.raises(ConvertError, match=r"cover\.png has no class number, most beside it have: rename it"):
+        find(images, None, CLASSES, 100)
+
+
 def test_copies_of_evaluation_photos_are_never_calibrated_or_tuned_on(tmp_path: Path) -> None:
     images = sources.write_splits(tmp_path)
     stolen = sorted((images / "evaluation" / "dark red").iterdir())
@@ -102,7 +109,7 @@ def test_a_class_may_have_no_photos_when_the_labels_are_given(tmp_path: Path) ->
     (tmp_path / "labels").write_text("\n".join(sources.CLASSES))
     found = find(images, tmp_path / "labels", CLASSES, 100)
     assert {photo.label for photo in found.evaluation} == {0, 2, 3}
-    with pytest.raises(ConvertError, match="has 3 class folders, the model 4 outputs: name them all with --labels"):
+    with pytest.raises(ConvertError, match=r"has 3 class folders .+, the model 4 outputs: .*--labels"):
         find(images, None, CLASSES, 100)
 
 

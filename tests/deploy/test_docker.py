@@ -188,6 +188,20 @@ def test_the_scaled_stack_follows_the_load(metric: str, slow: Path, monkeypatch:
     assert answers.failed() == {}
 
 
+def test_a_roll_to_an_image_that_is_not_there_says_so_and_changes_nothing() -> None:
+    for profile, image in (("balanced", "sous/service:none"), ("scaled", "sous/service:none")):
+        rolled = subprocess.run(
+            ["deploy/roll", profile],
+            cwd=REPO,
+            env={**os.environ, "TAG": "none"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert rolled.returncode == 1
+        assert rolled.stderr == f"roll: there is no image {image}; docker compose --profile {profile} build first\n"
+
+
 def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,10 @@ def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"max_queu_size": 3}, "did you mean SOUS_MAX_QUEUE_SIZE?"), ({"top_k": "many"}, "$.top_k")],
+    [
+        ({"max_queu_size": 3}, "did you mean SOUS_MAX_QUEUE_SIZE?"),
+        ({"top_k": "many"}, "got `str` - at `SOUS_TOP_K`; `python -m service.settings` lists all"),
+    ],
 )
 def test_a_bad_setting_is_one_line_and_exit_status_2(settings: dict[str, object], message: str) -> None:
     ended = run(**settings)
@@ -64,3 +67,11 @@ def test_reload_starts_the_worker_again_when_code_changes(models: Path) -> None:
 
         until(started_again)
         until(lambda: CLIENT.get(f"{server.url}/health/ready").status_code == 200)
+
+
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_the_help_is_our_own_and_says_where_gunicorns_is(asked: str) -> None:
+    command = [sys.executable, "-m", "service", asked]
+    shown = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("usage: python -m service [--port N")
+    assert "python -m gunicorn --help" in shown.stdout

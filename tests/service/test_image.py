@@ -383,9 +383,9 @@ def test_importing_it_brings_in_no_other_image_or_model_library():
 
 
 def shared(name):
-    folder = Path(os.environ.get("SOUS_SHARED") or Path(__file__).parents[3] / "shared") / "data" / name
+    folder = Path(os.environ.get("PERF_SHARED") or Path(__file__).parents[3] / "shared") / "data" / name
     if not folder.is_dir():
-        pytest.skip(f"needs {name} in the shared data (SOUS_SHARED)")
+        pytest.skip(f"needs {name} in the shared data (PERF_SHARED)")
     return sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".jpeg"))
 
 

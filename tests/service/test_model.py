@@ -63,19 +63,23 @@ def test_a_call_has_all_threads_and_one_beside_it_a_thread_of_the_pool_while_the
     red = np.zeros((1, 32, 32, 3), np.uint8)
     red[..., 0] = 200
     alone = engine.infer(red)
-    with engine._first:
+    (first, _), (pool, _) = engine._places
+    with first:
         beside = engine.infer(red)
-        with engine._pool:
+        with pool:
             third = engine.infer(red)
     again = engine.infer(red)
     assert watched.ways == ["here", "aside", "here", "here"]
     assert all(np.array_equal(alone, other) for other in (beside, third, again))
 
 
-def test_a_session_of_one_thread_has_no_pool_to_call_on(models: Path) -> None:
+def test_a_session_of_one_thread_has_no_pool_to_call_on(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(write_package(models) / "model.onnx", 1)
-    with engine._first:
-        assert engine.infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
+    watched = Watched(engine.session)
+    monkeypatch.setattr(engine, "session", watched)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(engine.infer, np.zeros((50, 1, 32, 32, 3), np.uint8)))
+    assert watched.ways == ["here"] * 50
 
 
 def test_calls_at_once_get_the_answers_to_their_own_images(models: Path) -> None:
@@ -84,7 +88,7 @@ def test_calls_at_once_get_the_answers_to_their_own_images(models: Path) -> None
     expected = [engine.infer(each) for each in images]
     with ThreadPoolExecutor(5) as pool:
         assert np.array_equal(list(pool.map(engine.infer, images)), expected)
-        with engine._first:  # so that as many as can run in the pool
+        with engine._places[0][0]:  # so that as many as can run in the pool
             assert np.array_equal(list(pool.map(engine.infer, images)), expected)
 
 
@@ -94,7 +98,7 @@ def test_an_error_reaches_its_caller_from_the_pool_too_and_the_thread_is_free_ag
     engine = Engine(write_package(models) / "model.onnx", 2)
     watched = Watched(engine.session)
     monkeypatch.setattr(engine, "session", watched)
-    with engine._first:
+    with engine._places[0][0]:
         for _ in range(2):
             with pytest.raises(Exception, match=r"(?i)dimension"):
                 engine.infer(np.zeros((1, 8, 8, 3), np.uint8))
