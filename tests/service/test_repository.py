@@ -44,7 +44,7 @@ def test_the_default_model_can_be_set(models: Path) -> None:
     write_package(models, "a")
     write_package(models, "b")
     assert opened(models, default_model="b").find().package.name == "b"
-    with pytest.raises(PackageError, match="SOUS_DEFAULT_MODEL is c, which .*: set it to one of a, b"):
+    with pytest.raises(PackageError, match=r"SOUS_DEFAULT_MODEL is c, which .*: set it to one of a, b"):
         opened(models, default_model="c")
 
 
