@@ -79,9 +79,12 @@ def test_a_jpegs_header_says_orientation_and_whether_it_has_several_scans(orient
         assert header == (30, 20, 3, 8, orientation, progressive)
 
 
-def test_scans_are_counted():
-    assert jpeg.count_scans(encode(noise(30, 20), "JPEG")) == 1
-    assert jpeg.count_scans(encode(noise(30, 20), "JPEG", progressive=True)) == 10
+@pytest.mark.parametrize(("progressive", "scans"), [(False, 1), (True, 10)])
+def test_scans_are_counted_up_to_the_end_of_the_picture(progressive, scans):
+    data = encode(noise(30, 20), "JPEG", progressive=progressive)
+    for whole in (data, data + b"\xff\xda" * 50, data[:2] + b"\xff\xfe\x00\x66" + b"\xff\xda" * 50 + data[2:]):
+        assert jpeg.has_more_scans(whole, scans - 1)
+        assert not jpeg.has_more_scans(whole, scans)
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
