@@ -13,6 +13,7 @@ from perf.engine import EngineError
 from perf.photos import default_sources
 from perf.recommend import CORE_HOUR_PRICE
 from perf.run import FULL, STACKS
+from perf.scaler import above_zero
 
 HERE = Path(__file__).parent
 
@@ -71,7 +72,7 @@ def _run(run: argparse.ArgumentParser) -> None:
         "--latency", action=argparse.BooleanOptionalAction, default=True, help="print each cell's latency distribution"
     )
     run.add_argument(
-        "--rate", type=_positive, help="requests a second of the constant rate (60 %% of each cell's own peak)"
+        "--rate", type=above_zero, help="requests a second of the constant rate (60 %% of each cell's own peak)"
     )
     run.add_argument("--models", type=_names, help="of the packages, comma-separated (all)")
     run.add_argument("--stacks", type=_names, default=STACKS, help=f"comma-separated ({','.join(STACKS)})")
@@ -100,7 +101,7 @@ def _stack(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--replicas", type=_count, default=REPLICAS, help="of the balanced stack (%(default)s)")
     command.add_argument("--max-replicas", type=_count, default=MAX_REPLICAS, help="of the scaled stack (%(default)s)")
-    command.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (what fits the machine)")
+    command.add_argument("--cpus", type=above_zero, help="CPU limit of a replica, cores (what fits the machine)")
     command.add_argument("--memory-mb", type=_count, default=MEMORY_MB, help="memory limit of a replica (%(default)s)")
     command.add_argument(
         "--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)"
@@ -109,22 +110,22 @@ def _stack(command: argparse.ArgumentParser) -> None:
 
 def _constraints(command: argparse.ArgumentParser) -> None:
     limits = command.add_argument_group("what the recommendation must meet")
-    limits.add_argument("--min-accuracy", type=_positive, default=0.0, help="top-1, 0 to 1")
-    limits.add_argument("--max-p99-ms", type=_positive, default=float("inf"))
-    limits.add_argument("--max-memory-mb", type=_positive, default=float("inf"))
-    limits.add_argument("--min-rate", type=_positive, default=0.0, help="answers a second")
+    limits.add_argument("--min-accuracy", type=above_zero, default=0.0, help="top-1, 0 to 1")
+    limits.add_argument("--max-p99-ms", type=above_zero, default=float("inf"))
+    limits.add_argument("--max-memory-mb", type=above_zero, default=float("inf"))
+    limits.add_argument("--min-rate", type=above_zero, default=0.0, help="answers a second")
     limits.add_argument(
-        "--core-hour-price", type=_positive, default=CORE_HOUR_PRICE, help="in any currency (%(default)s)"
+        "--core-hour-price", type=above_zero, default=CORE_HOUR_PRICE, help="in any currency (%(default)s)"
     )
 
 
 def _plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
-    plan.add_argument("--rate", type=_positive, required=True, help="requests a second")
-    plan.add_argument("--max-p99-ms", type=_positive, default=100.0)
+    plan.add_argument("--rate", type=above_zero, required=True, help="requests a second")
+    plan.add_argument("--max-p99-ms", type=above_zero, default=100.0)
     plan.add_argument("--mix", type=_mix, help="photo=share,...: of the measured photos (all alike)")
-    plan.add_argument("--cpus", type=_positive, help="CPU limit of a replica, cores (that of the run)")
-    plan.add_argument("--core-hour-price", type=_positive, default=CORE_HOUR_PRICE)
+    plan.add_argument("--cpus", type=above_zero, help="CPU limit of a replica, cores (that of the run)")
+    plan.add_argument("--core-hour-price", type=above_zero, default=CORE_HOUR_PRICE)
     plan.set_defaults(command=commands.plan)
 
 
@@ -138,22 +139,16 @@ def _count(text: str) -> int:
     return value
 
 
-def _positive(text: str) -> float:
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: a number above zero")
-    return value
-
-
 def _duration(text: str) -> float:
     """wrk's 30, 30s, 2m, 1h in seconds."""
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    return _positive(number) * unit
+    return above_zero(number) * unit
 
 
 def _mix(text: str) -> dict[str, float]:
     pairs = [part.rpartition("=") for part in text.split(",")]
-    return {name: _positive(share) for name, _, share in pairs}
+    return {name: above_zero(share) for name, _, share in pairs}
 
 
 if __name__ == "__main__":

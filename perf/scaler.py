@@ -4,6 +4,7 @@ The rule's figures are those of deploy/k8s/overlays, whose CPU percentage is of 
 """
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -92,10 +93,9 @@ def rule(metric: str, low: int, high: int, faster: float) -> tuple[Hpa, float]:
 
 
 def above_zero(text: str) -> float:
-    """A number of the command line."""
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    """A finite number of a command line."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above zero")
     return number
 
 

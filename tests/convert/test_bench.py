@@ -39,6 +39,15 @@ def test_onnx_runtime_calibrates_on_one_batch_after_the_other(
     assert asked == [2, 1, 1] * len(bench.RECIPES)  # the whole of 16 photos when it is made, then batch by batch
 
 
+def test_its_help_is_its_own_and_has_no_options_of_a_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        bench.main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python -m convert.bench")
+    assert "--macs" in shown
+    assert not {"--name", "--version", "--replace", "--weight-bits"} & set(shown.replace(",", " ").split())
+
+
 def test_a_mistake_is_answered_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([str(tmp_path / "missing.keras"), "--images", str(tmp_path)]) == 2
     assert "convert: no model at" in capsys.readouterr().err

@@ -127,8 +127,8 @@ def test_a_replica_that_does_not_answer_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("--cpus=0", "0 is not above zero"),
-        ("--faster=0", "0 is not above zero"),
+        ("--cpus=0", "0 is no number above zero"),
+        ("--faster=0", "0 is no number above zero"),
         ("--min=0", "must be 1 or more"),
         ("--max=0", "must be 1 or more"),
     ],

@@ -54,12 +54,18 @@ class Watched:
         self.session.run_async(*arguments)
 
 
+def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ways in which an engine's session is run from now on."""
+    watched = Watched(engine.session)
+    monkeypatch.setattr(engine, "session", watched)
+    return watched.ways
+
+
 def test_a_call_has_all_threads_and_one_beside_it_a_thread_of_the_pool_while_there_is_one(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(write_package(models) / "model.onnx", 2)
-    watched = Watched(engine.session)
-    monkeypatch.setattr(engine, "session", watched)
+    ways = watch(engine, monkeypatch)
     red = np.zeros((1, 32, 32, 3), np.uint8)
     red[..., 0] = 200
     alone = engine.infer(red)
@@ -69,17 +75,16 @@ def test_a_call_has_all_threads_and_one_beside_it_a_thread_of_the_pool_while_the
         with pool:
             third = engine.infer(red)
     again = engine.infer(red)
-    assert watched.ways == ["here", "aside", "here", "here"]
+    assert ways == ["here", "aside", "here", "here"]
     assert all(np.array_equal(alone, other) for other in (beside, third, again))
 
 
 def test_a_session_of_one_thread_has_no_pool_to_call_on(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(write_package(models) / "model.onnx", 1)
-    watched = Watched(engine.session)
-    monkeypatch.setattr(engine, "session", watched)
+    ways = watch(engine, monkeypatch)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(engine.infer, np.zeros((50, 1, 32, 32, 3), np.uint8)))
-    assert watched.ways == ["here"] * 50
+    assert ways == ["here"] * 50
 
 
 def test_calls_at_once_get_the_answers_to_their_own_images(models: Path) -> None:
@@ -96,14 +101,13 @@ def test_an_error_reaches_its_caller_from_the_pool_too_and_the_thread_is_free_ag
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(write_package(models) / "model.onnx", 2)
-    watched = Watched(engine.session)
-    monkeypatch.setattr(engine, "session", watched)
+    ways = watch(engine, monkeypatch)
     with engine._places[0][0]:
         for _ in range(2):
             with pytest.raises(Exception, match=r"(?i)dimension"):
                 engine.infer(np.zeros((1, 8, 8, 3), np.uint8))
         assert engine.infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
-    assert watched.ways == ["aside"] * 3
+    assert ways == ["aside"] * 3
 
 
 def test_a_file_without_metadata_is_no_package_but_opens_as_a_session(tmp_path: Path) -> None:
