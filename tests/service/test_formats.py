@@ -87,6 +87,25 @@ def test_scans_are_counted_up_to_the_end_of_the_picture(progressive, scans):
         assert not jpeg.has_more_scans(whole, scans)
 
 
+def tiff(entries):
+    """A directory of so many entries, the last of which says orientation 6."""
+    make, turned = struct.pack("<HHIHH", 0x010F, 3, 1, 0, 0), struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    return b"II*\0" + struct.pack("<IH", 8, entries) + make * (entries - 1) + turned
+
+
+@pytest.mark.parametrize(("entries", "orientation"), [(1, 6), (500, 6), (501, 1), (5000, 1)])
+def test_orientation_is_sought_among_as_many_entries_as_cameras_write_and_some(entries, orientation):
+    assert jpeg.read_orientation(tiff(entries)) == orientation
+
+
+def test_only_the_first_exif_block_is_read():
+    plain, turned = (b"Exif\0\0" + block for block in (b"II*\0" + struct.pack("<IH", 8, 0), tiff(1)))
+    data = encode(noise(30, 20), "JPEG")
+    segments = {block: b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in (plain, turned)}
+    assert jpeg.read_header(data[:2] + segments[turned] + segments[plain] + data[2:]).orientation == 6
+    assert jpeg.read_header(data[:2] + segments[plain] + segments[turned] + data[2:]).orientation == 1
+
+
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_is_none(value):
     assert jpeg.read_orientation(b"II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, value, 0)) == 1
