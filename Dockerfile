@@ -39,7 +39,8 @@ RUN apt-get update \
 COPY requirements/convert.txt /tmp/convert.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --only-binary :all: --no-deps --no-compile --root-user-action=ignore \
-        --target /opt/sous/packages -r /tmp/convert.txt
+        --target /opt/sous/packages -r /tmp/convert.txt \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/sous/packages
 COPY service /opt/sous/service
 COPY convert /opt/sous/convert
 WORKDIR /opt/sous

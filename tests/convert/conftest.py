@@ -70,7 +70,7 @@ class Outcome:
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short measurements, and a PATH without qemu-x86_64: both have tests of their own."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    monkeypatch.setattr(timing, "CALLS", 40)
+    monkeypatch.setattr(timing, "CALLS", 10)
 
 
 @pytest.fixture

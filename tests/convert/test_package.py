@@ -18,7 +18,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from convert import package, pipeline
+from convert import package, pipeline, timing
 from convert.__main__ import main
 from service.model import Model, open_session
 from tests.convert import sources
@@ -44,6 +44,7 @@ def packaged(saved: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
         patch.setenv("PATH", "/nonexistent")
         patch.setattr(pipeline, "FASTER", 0.0)
+        patch.setattr(timing, "CALLS", 10)
         status = main([str(saved), "--name", "small", "--images", str(photos), "--models", str(models)])
     return Outcome(status, out.getvalue(), "", models / "small" / "1")
 
@@ -190,7 +191,7 @@ def test_another_process_writes_the_same_file(saved: Path, photos: Path, package
     here = (packaged.package / "model.onnx").read_bytes()
     program = (
         "import sys; from convert import __main__, pipeline, timing;"
-        "pipeline.FASTER, timing.CALLS = 0.0, 40; sys.exit(__main__.main())"
+        "pipeline.FASTER, timing.CALLS = 0.0, 10; sys.exit(__main__.main())"
     )
     words = [str(saved), "--name", "small", "--images", str(photos), "--models", str(tmp_path / "there")]
     command = [sys.executable, "-W", "ignore", "-c", program, *words]

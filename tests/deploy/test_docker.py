@@ -66,9 +66,11 @@ def readable(folder: Path, **figures: int) -> Path:
 @pytest.fixture(scope="module")
 def balanced(packages: Path, images: None, apart: None) -> Iterator[Project]:
     """Up from its first use until the last test: those that bring up a stack on the same port come before."""
-    with stacks.up("balanced", model="colours", models_dir=packages, engine="docker") as running:
-        assert isinstance(running, Project)
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUS_DRAIN_DELAY_MS", "3000")  # the balancer looks every second
+        with stacks.up("balanced", model="colours", models_dir=packages, engine="docker") as running:
+            assert isinstance(running, Project)
+            yield running
 
 
 def service_image() -> str:
