@@ -12,9 +12,15 @@ install: .venv/dev.stamp
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# One environment; `service` is enough to serve, `dev` holds everything.
-.venv/%.stamp: requirements/%.txt | .venv/bin/python
+.venv/bin/uv: requirements/uv.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
+# One environment; `service` is enough to serve, `dev` holds everything. pip takes 2.5 x as long, but may know a mirror.
+PINNED := --quiet --no-deps --require-hashes -r
+.venv/%.stamp: requirements/%.txt | .venv/bin/uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $(PINNED) $< \
+	  || $(BIN)/python -m pip install $(PINNED) $<
 	touch $@
 
 serve: .venv/service.stamp
@@ -40,8 +46,8 @@ models: .venv/dev.stamp
 
 # Exact pins with hashes for every supported Python and platform at once, without addresses.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
-lock: | .venv/bin/python
-	$(BIN)/python -m pip install --quiet uv
+lock: | .venv/bin/uv
+	echo uv | $(subst pyproject.toml,-,$(COMPILE)) -o requirements/uv.txt
 	$(COMPILE) --all-extras -o requirements/dev.txt
 	$(COMPILE) --extra service -c requirements/dev.txt -o requirements/service.txt
 	$(COMPILE) --extra service --extra convert -c requirements/dev.txt -o requirements/convert.txt

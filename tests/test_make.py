@@ -30,8 +30,10 @@ def test_serve_listens_on_the_port_asked_for() -> None:
 
 
 def test_test_installs_what_it_needs_and_runs_all_tests() -> None:
-    assert commands("--always-make", "test").splitlines()[-1] == ".venv/bin/python -m pytest"
-    assert "--require-hashes -r requirements/dev.txt" in commands("--always-make", "test")
+    said = commands("--always-make", "test")
+    assert said.splitlines()[-1] == ".venv/bin/python -m pytest"
+    assert said.count("--require-hashes -r requirements/dev.txt") == 2  # by uv, else by pip
+    assert "--require-hashes -r requirements/uv.txt" in said
 
 
 def test_models_are_made_with_options_that_the_command_takes(tmp_path: Path) -> None:
