@@ -1,15 +1,16 @@
 # Targets: service (the default), balancer, scaler, convert.  docker build --target service -t sous/service .
 # Bases are Debian's official slim images; `make base-images` makes the same tags where no image registry is reached.
 # The balancer's suite is newer: nginx keeps a client's connection over a reload from 1.27.4 on. An older one works, too.
+# DEBIAN_SNAPSHOT=20261101T000000Z with bases by digest: the same packages every time.
+ARG DEBIAN_SNAPSHOT=
 ARG SERVICE_BASE=debian:trixie-slim
 ARG CONVERT_BASE=debian:trixie-slim
 ARG SCALER_BASE=debian:trixie-slim
 ARG BALANCER_BASE=debian:forky-slim
 
 FROM ${BALANCER_BASE} AS balancer
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends nginx \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+ARG DEBIAN_SNAPSHOT
+RUN --mount=type=bind,source=deploy/apt-install,target=/tmp/apt-install /tmp/apt-install nginx
 COPY deploy/nginx /opt/sous/nginx
 USER www-data
 EXPOSE 8080
@@ -19,9 +20,8 @@ CMD ["/opt/sous/nginx/balance"]
 
 # Moves the replicas of the scaled stack through the Docker engine's socket, which only root may open.
 FROM ${SCALER_BASE} AS scaler
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends docker-cli docker-compose python3 python3-yaml \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+ARG DEBIAN_SNAPSHOT
+RUN --mount=type=bind,source=deploy/apt-install,target=/tmp/apt-install /tmp/apt-install docker-cli docker-compose python3 python3-yaml
 COPY perf/__init__.py perf/hpa.py perf/manifest.py perf/scaler.py perf/compose.py perf/engine.py perf/replica.py \
      perf/usage.py perf/cgroups.py perf/deployment.py /opt/sous/perf/
 COPY deploy/k8s /opt/sous/deploy/k8s
@@ -33,9 +33,8 @@ ENTRYPOINT ["python3", "-m", "perf.scaler"]
 FROM ${CONVERT_BASE} AS convert
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-pip \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+ARG DEBIAN_SNAPSHOT
+RUN --mount=type=bind,source=deploy/apt-install,target=/tmp/apt-install /tmp/apt-install python3 python3-pip
 COPY requirements/convert.txt /tmp/convert.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --only-binary :all: --no-deps --no-compile --root-user-action=ignore \
@@ -50,10 +49,9 @@ ENTRYPOINT ["python3", "-m", "convert"]
 
 FROM ${SERVICE_BASE} AS python
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/* \
-        /usr/lib/python3*/{pydoc_data,idlelib,turtledemo,lib2to3}
+ARG DEBIAN_SNAPSHOT
+RUN --mount=type=bind,source=deploy/apt-install,target=/tmp/apt-install /tmp/apt-install python3 \
+    && rm -rf /usr/lib/python3*/{pydoc_data,idlelib,turtledemo,lib2to3}
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/sous/packages
 
 # Wheels by their hashes only. What no server runs is left behind: Litestar's command line and example factories, headers,
@@ -61,7 +59,8 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/sous/packages
 # for a read-only container.
 FROM python AS packages
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt
-RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip binutils
+ARG DEBIAN_SNAPSHOT
+RUN --mount=type=bind,source=deploy/apt-install,target=/tmp/apt-install /tmp/apt-install python3-pip binutils
 COPY requirements/service.txt /tmp/service.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --only-binary :all: --no-deps --no-compile --root-user-action=ignore \
