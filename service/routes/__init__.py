@@ -1,11 +1,13 @@
 """HTTP routes, one module a protocol, and what they share: the ready classifier and problem details."""
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
 
 from service.classifier import Classifier
 from service.errors import NotReady, Problem, QueueFull, ServiceError, problem
@@ -32,6 +34,12 @@ def describe(error: Exception) -> Problem:
         return problem(error.status_code, CODES.get(error.status_code, "bad_request"), extra or error.detail)
     log.error("unexpected error", exc_info=error)
     return problem(500, "internal_error", "The service failed. It has been logged.")
+
+
+def problems(*statuses: int) -> dict[int, ResponseSpec]:
+    """What the schema says of errors."""
+    kind = "application/problem+json"
+    return {status: ResponseSpec(Problem, False, HTTPStatus(status).phrase, media_type=kind) for status in statuses}
 
 
 def problem_response(_: HttpRequest, error: Exception) -> Response[bytes]:

@@ -9,7 +9,7 @@ from litestar.params import FromPath
 from service import metrics
 from service.errors import ShuttingDown
 from service.repository import Served
-from service.routes import HttpRequest, ready_classifier
+from service.routes import HttpRequest, problems, ready_classifier
 
 
 @get("/health/live", sync_to_thread=False)
@@ -18,7 +18,7 @@ def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@get("/health/ready", sync_to_thread=False)
+@get("/health/ready", sync_to_thread=False, responses=problems(503))
 def ready(request: HttpRequest) -> dict[str, str]:
     """Every model is loaded, warmed and tested on this CPU, and the service is not draining."""
     ready_classifier(request)
@@ -33,7 +33,7 @@ def prometheus() -> Response[bytes]:
     return Response(metrics.render(), media_type=metrics.MEDIA_TYPE)
 
 
-@get("/models", sync_to_thread=False)
+@get("/models", sync_to_thread=False, responses=problems(503))
 def models(request: HttpRequest) -> dict[str, Any]:
     """What is served: the default model, and the default version of each with all versions there are."""
     repository = ready_classifier(request).repository
@@ -46,7 +46,7 @@ def models(request: HttpRequest) -> dict[str, Any]:
     }
 
 
-@get("/models/{name:str}", sync_to_thread=False)
+@get("/models/{name:str}", sync_to_thread=False, responses=problems(400, 404, 503))
 def model(request: HttpRequest, name: FromPath[str]) -> dict[str, Any]:
     """Every version of a model: contract, plan and evidence."""
     repository = ready_classifier(request).repository

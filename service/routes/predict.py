@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
@@ -16,7 +15,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from service import metrics
 from service.classifier import Answer, Prediction
 from service.errors import BadRequest, Problem
-from service.routes import HttpRequest, describe, problem_response, ready_classifier
+from service.routes import HttpRequest, describe, problem_response, problems, ready_classifier
 from service.routes.upload import Upload, read_upload
 from service.settings import Settings
 
@@ -54,8 +53,10 @@ class PredictOperation(Operation):
 
     def __post_init__(self) -> None:
         file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-        files = Schema(type=OpenAPIType.ARRAY, items=file)
-        form = Schema(type=OpenAPIType.OBJECT, properties={"file": files}, required=["file"])
+        files = Schema(type=OpenAPIType.ARRAY, items=file, min_items=1)
+        form = Schema(
+            type=OpenAPIType.OBJECT, properties={"file": files}, required=["file"], additional_properties=False
+        )
         content = {"multipart/form-data": OpenAPIMediaType(schema=form), "image/*": OpenAPIMediaType(schema=file)}
         self.request_body = RequestBody(content, "One or several photos as `file`, or one as the body.", required=True)
 
@@ -73,10 +74,7 @@ RESPONSES = {
         generate_examples=False,
         description="Ranked labels; `Server-Timing` has the stage times.",
     ),
-    **{
-        status: ResponseSpec(Problem, False, HTTPStatus(status).phrase, media_type="application/problem+json")
-        for status in (400, 404, 413, 415, 422, 429, 503, 504)
-    },
+    **problems(400, 404, 413, 415, 422, 429, 503, 504),
 }
 
 

@@ -49,9 +49,22 @@ def test_the_page_has_a_form_with_a_button_for_each_model(server: Server) -> Non
         assert f'formaction="/predict?model={model}"' in response.text
 
 
-def test_the_schema_names_every_route(server: Server) -> None:
+def test_the_schema_names_every_route_and_the_problems_it_may_answer(server: Server) -> None:
     paths = CLIENT.get(f"{server.url}/schema").json()["paths"]
-    assert set(paths) == {"/predict", "/models", "/models/{name}", "/health/live", "/health/ready", "/metrics"}
+    answers = {path: each["responses"] for path, methods in paths.items() for each in methods.values()}
+    problems = {path: {int(status) for status in each if status != "200"} for path, each in answers.items()}
+    assert problems == {
+        "/predict": {400, 404, 413, 415, 422, 429, 503, 504},
+        "/models": {503},
+        "/models/{name}": {400, 404, 503},
+        "/health/live": set(),
+        "/health/ready": {503},
+        "/metrics": set(),
+    }
+    kinds = {
+        kind for each in answers.values() for status, one in each.items() if status != "200" for kind in one["content"]
+    }
+    assert kinds == {"application/problem+json"}
 
 
 @pytest.mark.parametrize(

@@ -199,5 +199,5 @@ def test_the_schema_has_the_body_the_answers_and_the_errors(server: Server) -> N
     operation = CLIENT.get(f"{server.url}/schema").json()["paths"]["/predict"]["post"]
     assert operation["requestBody"]["content"].keys() == {"multipart/form-data", "image/*"}
     assert {"model", "version", "top_k"} <= {each["name"] for each in operation["parameters"]}
-    assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
+    assert operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]["minItems"] == 1
     assert "Predictions" in json.dumps(operation["responses"]["200"])
