@@ -114,11 +114,15 @@ class Replicas:
             self._scale(replicas, self._dead())
 
     def replace_dead(self) -> None:
-        """New replicas for those whose process ended, as compose's `restart` does. Not without a balancer: the port is
-        theirs."""
+        """New replicas for those whose process ended, as compose's `restart` does."""
         with self.changing:
-            if dead := self._dead():
+            if not (dead := self._dead()):
+                return
+            if self.balancer_port is not None:
                 self._scale(len(self.running), dead)
+            else:  # the only port is theirs
+                self._leave(dead)
+                self._start(len(dead))
 
     def _dead(self) -> list[int]:
         return [port for port, process in self.running.items() if not process.alive()]

@@ -61,8 +61,7 @@ def _local(stack: ExitStack, wanted: Deployment) -> Running:
     replicas = local.replicas(stack, wanted)
     stack.callback(_down, replicas)
     replicas.up(wanted.first_replicas)
-    if replicas.balancer_port is not None:
-        stack.enter_context(_beside("supervisor", lambda stop: _supervise(replicas, stop)))
+    stack.enter_context(_beside("supervisor", lambda stop: _supervise(replicas, stop)))
     if wanted.kind == "scaled":
         stack.enter_context(_beside("scaler", lambda stop: _follow(replicas, wanted, stop)))
     return replicas

@@ -127,9 +127,9 @@ def test_usage_counts_what_the_replicas_do(packages: Path) -> None:
     assert after.throttled_seconds >= before.throttled_seconds >= 0
 
 
-@needs_nginx
-def test_the_only_replica_of_a_scaled_stack_is_replaced_when_it_dies(packages: Path) -> None:
-    with local("scaled", packages, max_replicas=2, faster=100) as running:
+@pytest.mark.parametrize("kind", ["single", pytest.param("scaled", marks=needs_nginx)])
+def test_the_only_replica_is_replaced_when_it_dies(kind: Kind, packages: Path) -> None:
+    with local(kind, packages, max_replicas=2, faster=100) as running:
         assert isinstance(running, Replicas)
         [victim] = running.running.values()
         os.killpg(victim.process.pid, signal.SIGKILL)
@@ -235,7 +235,7 @@ def test_no_request_is_lost_while_every_replica_is_replaced(packages: Path) -> N
 
 @needs_nginx
 def test_a_scaled_stack_follows_the_load(packages: Path) -> None:
-    with local("scaled", packages, cpus=0.3, max_replicas=2, faster=100) as running:
+    with local("scaled", packages, cpus=0.3, max_replicas=2, faster=300) as running:
         assert running.replicas() == 1
         with load(running.url, PHOTO, users=12) as answers:
             until(lambda: running.replicas() == 2)
