@@ -93,7 +93,8 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
         if layer := next(filter(foreign, stored), None):
             raise ConvertError(
-                f"{path}: the code of layer {named(layer)} is not in the file: use built-in layers instead"
+                f"{path}: the code of layer {named(layer)} is not in the file: convert the SavedModel"
+                " that model.export(folder) writes, or use built-in layers"
             ) from None
         raise ConvertError(
             f"{path} cannot be loaded by Keras {keras.__version__} ({first_line(error)}): save it again, or export a"

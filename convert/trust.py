@@ -45,7 +45,10 @@ PURE = re.compile(  # TensorFlow functions of tensors alone
     r"|expand_dims|gather|identity|ones_like|pad|reshape|reverse|shape|size|split|squeeze|stack|stop_gradient"
     r"|strided_slice|tile|transpose|unstack|where|zeros_like)"
 )
-REMEDY = "use built-in layers instead (Rescaling, for one), or give --trust-source if you know where the file is from"
+REMEDY = (
+    "use built-in layers instead (Rescaling, for one), convert the SavedModel of model.export(folder), or give"
+    " --trust-source if you know where the file is from"
+)
 
 
 def refuse_code(stored: Iterable[dict[str, Any]], *, legacy: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.settings import Settings
+from service.settings import PREFIX, Settings
 
 REPO = Path(__file__).parents[2]
 MODELS = ("docker-compose.yml", "deploy/compose.models.yml")
@@ -25,13 +25,15 @@ def has_compose() -> bool:
 pytestmark = pytest.mark.skipif(not has_compose(), reason="no compose plugin; deploy/docker-plugins brings it")
 
 
-@cache
-def services(*arguments: str, files: tuple[str, ...] = ("docker-compose.yml",)) -> Mapping[str, Any]:
+def read_services(*arguments: str, files: tuple[str, ...] = ("docker-compose.yml",)) -> Mapping[str, Any]:
     """The services that `docker compose ARGUMENTS up` would start."""
     chosen = [argument for file in files for argument in ("--file", file)]
     command = ["docker", "compose", *chosen, *arguments, "config", "--format", "json"]
     found: Mapping[str, Any] = json.loads(subprocess.check_output(command, cwd=REPO))["services"]
     return found
+
+
+services = cache(read_services)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,17 @@ def test_a_replica_has_time_to_drain() -> None:
     drain_ms = int(replica["environment"]["SOUS_DRAIN_DELAY_MS"])
     assert drain_ms >= 2000  # the balancer looks every second
     assert float(replica["stop_grace_period"].rstrip("s")) > (drain_ms + Settings().request_timeout_ms) / 1000
+
+
+def test_every_setting_of_the_service_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {PREFIX + field.upper() for field in Settings.__struct_fields__} - {"SOUS_MODELS_DIR"}  # of the image
+    for name in known:
+        monkeypatch.setenv(name, "7")
+    for arguments in ((), ("--profile", "scaled")):
+        for name, given in read_services(*arguments).items():
+            passed = {key for key, value in given["environment"].items() if value == "7"}
+            limits = {"SOUS_REQUEST_TIMEOUT_MS", "SOUS_MAX_IMAGE_BYTES", "SOUS_MAX_REQUEST_BYTES"}
+            assert passed == (limits if name == "balancer" else known)
 
 
 def test_models_of_a_folder_are_mounted_read_only() -> None:
