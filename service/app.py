@@ -70,12 +70,12 @@ async def load(state: State) -> None:
     """Ready, or the end of the process: a service without one of its models is not the service that was asked for."""
     try:
         repository = await asyncio.to_thread(open_repository, state.settings)
+        gc.collect()
+        gc.freeze()  # what serves for good is not looked through again and again
+        state.classifier = Classifier(repository, state.settings)
     except Exception as error:
         log.critical("%s", error, exc_info=not isinstance(error, PackageError))
         os._exit(CANNOT_SERVE)  # nothing is in flight; SystemExit would end in tracebacks of every layer above
-    gc.collect()
-    gc.freeze()  # what serves for good is not looked through again and again
-    state.classifier = Classifier(repository, state.settings)
     log.info("ready: %s", ", ".join(repository.names()))
 
 

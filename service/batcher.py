@@ -143,7 +143,11 @@ class Batcher:
             return
         self.sweep(queue)
         if len(queue.waiting) + count > queue.max_size:
-            backlog_s = sum(len(each.waiting) * each.item_s for each in self._queues) / len(self._threads)
+            slots = len(self._threads)
+            backlog_s = max(
+                sum(len(each.waiting) * each.item_s for each in self._queues) / slots,
+                len(queue.waiting) * queue.item_s / min(queue.slots, slots),
+            )
             raise QueueFull("The queue is full. Send it again later.", retry_after_s=max(1, math.ceil(backlog_s)))
 
     def sweep(self, queue: Queue[T, R]) -> None:
@@ -197,8 +201,10 @@ class Batcher:
             outcomes = queue.run([item.payload for item in live])
             if len(outcomes) != len(live):
                 raise RuntimeError(f"a batch of {len(live)} came back as {len(outcomes)}")  # noqa: TRY301
-        except Exception as error:  # whatever it is, every waiter hears of it and the slot goes on
-            outcomes = [error] * len(live)
+        except (
+            BaseException
+        ) as error:  # whatever it is (a panic of Rust code), every waiter hears of it, the slot goes on
+            outcomes = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(live)
         item_s = (self._clock() - begun) / len(live)
         with self._changed:
             queue.running -= 1

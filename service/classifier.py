@@ -88,7 +88,7 @@ class Classifier:
             served.meters.queue_images.set(len(queue.waiting))
             try:
                 await _settled(ticket, hung_up)
-            except ClientGone:
+            except (ClientGone, DeadlineExceeded):
                 self._batcher.sweep(queue)
                 raise
             finally:
@@ -143,7 +143,7 @@ def run_batch(
 def _decode(photo: bytes, contract: Contract, limits: Limits) -> NDArray[np.uint8] | Exception:
     try:
         return image.decode(photo, contract, limits)
-    except ImageError as error:
+    except Exception as error:  # whatever it is, the photos beside this one are answered
         return error
 
 
@@ -155,7 +155,11 @@ def rank(scores: Scores, served: Served, top_k: int) -> list[Prediction]:
 
 
 async def _settled(ticket: Ticket[Scores], hung_up: Callable[[], Awaitable[None]]) -> None:
-    """Until the ticket is done; its photos that still wait are dropped when the client hangs up first."""
+    """Until the ticket is done; its photos that still wait are dropped when the client hangs up first.
+
+    Raises:
+        ClientGone, DeadlineExceeded: it is not done by then.
+    """
 
     async def watch() -> None:
         await hung_up()
@@ -163,7 +167,10 @@ async def _settled(ticket: Ticket[Scores], hung_up: Callable[[], Awaitable[None]
 
     watcher = asyncio.create_task(watch())
     try:
-        await ticket.done
+        async with asyncio.timeout(ticket.deadline - time.monotonic()):
+            await ticket.done
+    except TimeoutError:
+        raise DeadlineExceeded("The deadline passed before the answer was ready.") from None
     finally:
         watcher.cancel()
 

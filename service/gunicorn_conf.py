@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ graceful_timeout = (_settings.drain_delay_ms + _settings.request_timeout_ms) // 
 control_socket_disable = True
 
 
-def on_starting(_: Any) -> None:
+def on_starting(server: Any) -> None:
     """Counts of an earlier run are not ours: a given folder is cleared, else there is a new one."""
+    if server.cfg.preload_app:  # before this folder is known to the metrics
+        sys.stderr.write("--preload cannot be used: each worker loads the models itself; leave it out\n")
+        sys.exit(2)
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder is None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="sous-metrics-")

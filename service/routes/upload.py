@@ -126,7 +126,7 @@ def read_form(body: bytes, boundary: str, max_files: int) -> Upload:
                 elif event is not None:
                     photos[-1].append(event)
     except MultipartError as error:
-        raise BadRequest(f"The multipart body cannot be read: {error}.") from None
+        raise BadRequest(f"The multipart body cannot be read: {error.args[0]}.") from None
     if not photos:
         raise BadRequest("The form has no `file`.")
     return Upload(names, [b"".join(parts) for parts in photos])

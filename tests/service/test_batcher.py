@@ -230,6 +230,25 @@ async def test_a_failing_batch_reaches_every_waiter_and_the_slot_goes_on(batcher
     assert await outcomes(tickets[2]) == ["c"]
 
 
+class Panic(BaseException):
+    """As Rust code raises it."""
+
+
+@asynchronous
+async def test_a_panic_is_an_error_and_the_slot_goes_on(batcher: Batcher, kitchen: Kitchen) -> None:
+    queue = batcher.add(queue_of(kitchen))
+
+    def panic_once(batch: list[str]) -> Sequence[str | Exception]:
+        if batch == ["a"]:
+            raise Panic
+        return batch
+
+    kitchen.answer = panic_once
+    kitchen.let_go()
+    assert [repr(each) for each in await outcomes(batcher.submit(queue, ["a"], LATE))] == ["RuntimeError('Panic()')"]
+    assert await outcomes(batcher.submit(queue, ["b"], LATE)) == ["b"]
+
+
 @asynchronous
 async def test_one_payload_s_error_is_its_own(batcher: Batcher, kitchen: Kitchen) -> None:
     queue = batcher.add(queue_of(kitchen))
@@ -262,6 +281,19 @@ async def test_beyond_the_limit_a_request_is_shed_whole_with_a_computed_wait(
     assert shed.value.retry_after_s == 8  # 3 that wait x 2.5 s, one slot
     assert len(queue.waiting) == 3
     batcher.submit(queue, ["d"], LATE)
+
+
+@asynchronous
+async def test_a_model_of_one_slot_is_not_promised_both(clock: Clock, kitchen: Kitchen) -> None:
+    batcher = Batcher(2, clock)
+    queue = batcher.add(queue_of(kitchen, max_size=3, item_s=1.0))
+    await occupied(batcher, kitchen, queue)
+    batcher.submit(queue, ["a", "b", "c"], LATE)
+    with pytest.raises(QueueFull) as shed:
+        batcher.submit(queue, ["d"], LATE)
+    assert shed.value.retry_after_s == 3
+    kitchen.let_go()
+    await asyncio.to_thread(batcher.close)
 
 
 @asynchronous

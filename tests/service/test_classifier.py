@@ -10,10 +10,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from service import classifier as classifier_module
 from service import model as model_module
 from service.classifier import Classifier, Scores, rank, run_batch
 from service.errors import DeadlineExceeded
-from service.image import ImageError, Limits
+from service.image import Contract, ImageError, Limits
 from service.model import Model
 from service.repository import open_repository
 from service.settings import Settings
@@ -46,6 +47,22 @@ def test_a_bad_photo_leaves_the_batch_and_shifts_no_row(model: Model) -> None:
     assert isinstance(green, Scores)
     assert (red.probabilities.argmax(), green.probabilities.argmax()) == (0, 1)
     assert sizes == [2]
+
+
+def test_a_photo_that_meets_a_fault_of_ours_leaves_the_others_their_answers(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = classifier_module.image.decode
+
+    def faulty(photo: bytes, contract: Contract, limits: Limits) -> NDArray[np.uint8]:
+        if photo == b"large":
+            raise MemoryError
+        return decode(photo, contract, limits)
+
+    monkeypatch.setattr(classifier_module.image, "decode", faulty)
+    red, large = run_batch(model, LIMITS, Sizes().append, [jpeg("red"), b"large"])
+    assert isinstance(red, Scores)
+    assert isinstance(large, MemoryError)
 
 
 def test_a_batch_of_bad_photos_runs_no_session(model: Model) -> None:

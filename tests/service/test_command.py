@@ -54,6 +54,12 @@ def test_an_option_gunicorn_does_not_know_is_refused() -> None:
     assert "no-such-option" in ended.stderr
 
 
+def test_a_preloaded_application_is_refused() -> None:
+    ended = run("--preload", "--bind", "127.0.0.1:0")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("--preload cannot be used: each worker loads the models itself")
+
+
 def test_reload_starts_the_worker_again_when_code_changes(models: Path) -> None:
     write_package(models)
     watched = models.parent / "watched.py"

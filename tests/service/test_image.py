@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from service import image
-from service.image import Contract, ImageError, Limits, decode, decode_plain, inspect
+from service.image import Contract, ImageError, Limits, _box, decode, decode_plain, inspect
 from service.model import Model
 
 CONTRACT = Contract(224, 200)
@@ -265,6 +265,16 @@ def test_the_centre_crop_keeps_the_middle_and_its_proportions():
     expected = photo(400, 300).crop((50, 0, 350, 300)).resize((150, 150), Image.Resampling.BICUBIC)
     pixels = decode(data, Contract(150, 150, crop="center"), LIMITS)
     assert mean_difference(pixels, np.asarray(expected)) < 0.5
+
+
+@pytest.mark.parametrize("side", [224, 299, 331])
+def test_the_centre_crop_lies_within_every_photo(side: int) -> None:
+    contract = Contract(side, side, crop="center")
+    for width in range(1, 600):
+        left, top, right, bottom = _box(width, 2, side, side, contract)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= 2
+    assert decode(encode(photo(225, 300), "PNG"), contract, LIMITS).shape == (side, side, 3)
 
 
 def test_a_cropped_and_turned_jpeg_is_cropped_upright():

@@ -57,12 +57,13 @@ def test_on_sigterm_readiness_fails_first_the_door_stays_open_for_the_delay_and_
 
 
 def test_what_is_in_flight_when_the_door_closes_is_answered(models: Path) -> None:
-    write_package(models, work=20, golden_images=1)
-    with serving(models, cores=1) as server, ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(post, server) for _ in range(2)]
-        time.sleep(0.1)
+    write_package(models, size=64, work=20, golden_images=1)
+    with serving(models, cores=1) as server, ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(post, server) for _ in range(6)]
+        until(lambda: any(future.done() for future in running))
+        assert not all(future.done() for future in running)
         assert server.terminate() == 0
-        assert [future.result().status_code for future in running] == [200] * 2
+        assert [future.result().status_code for future in running] == [200] * 6
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGQUIT])
