@@ -3,6 +3,7 @@
 import argparse
 import errno
 import math
+import os
 import re
 import signal
 import sys
@@ -19,7 +20,7 @@ from convert.progress import Progress
 from convert.verify import Gate
 from service.model import PackageError
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -128,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> str:
         report = convert(options, Progress())
-        return f"{table(report)}\nwritten: {options.models / options.name / str(options.version)}"
+        written = os.fsencode(options.models / options.name / str(options.version))
+        return f"{table(report)}\nwritten: {written.decode(errors='backslashreplace')}"
 
     return answered(run)
 

@@ -37,6 +37,7 @@ def export(
 
     Raises:
         ConvertError: no route can export it, or the exported model answers otherwise than the source.
+        OSError, MemoryError: the disk or the memory is full.
     """
     low, high = input_range
     expected = source.predict(pixels.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low))
@@ -52,6 +53,8 @@ def export(
             return check_parity(target, pixels, expected, limit), limit
         except ConvertError as error:
             failures.append(str(error))
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # the exporters raise whatever their converters meet
             check_space(target.parent)
             failures.append(f"{route.__name__}: {type(error).__name__}: {first_line(error)}")

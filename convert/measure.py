@@ -1,8 +1,8 @@
 """`python -m convert.measure PACKAGE`: measure a package's plan again, on the machine that is to serve it."""
 
-import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert import package, timing
+from convert.__main__ import FULL, Parser, answered
 from convert.errors import ConvertError
 from convert.progress import Progress
 from convert.source import first_line
@@ -33,9 +34,11 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
         package.write_json(fresh, report | {"plan": plan, "plan_machine": timing.machine()})
         fresh.replace(folder / "report.json")
     except OSError as error:
-        raise ConvertError(
-            f"{folder} cannot be written to ({error.strerror or error}): run as its owner, and not on a read-only mount"
-        ) from None
+        remedy = "free some space" if error.errno in FULL else "run as its owner, and not on a read-only mount"
+        raise ConvertError(f"{folder} cannot be written to ({error.strerror or error}): {remedy}") from None
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
     return plan
 
 
@@ -54,16 +57,16 @@ def read(folder: Path) -> tuple[dict[str, Any], NDArray[np.uint8]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 no package or not writable."""
-    parser = argparse.ArgumentParser(prog="python -m convert.measure", description=__doc__)
+    """Exit status: 0 measured; 2 no package, not writable or interrupted, and the package is as it was."""
+    parser = Parser(prog="python -m convert.measure", description=__doc__)
     parser.add_argument("package", type=Path, help="models/NAME/VERSION")
-    try:
-        plan = measure(parser.parse_args(argv).package, Progress())
-    except ConvertError as error:
-        print(f"convert.measure: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201  the command's one line
-        return error.exit_status
-    print(json.dumps({key: value for key, value in plan.items() if key != "grid"}))  # noqa: T201  the command's result
-    return 0
+    folder = parser.parse_args(argv).package
+
+    def run() -> str:
+        plan = measure(folder, Progress())
+        return json.dumps({key: value for key, value in plan.items() if key != "grid"})
+
+    return answered(run)
 
 
 if __name__ == "__main__":

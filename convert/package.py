@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +35,66 @@ def describe(path: Path, properties: Mapping[str, Any]) -> None:
 def check_target(models: Path, name: str, version: int, *, replace: bool) -> Path:
     """Where the package will be; refuses to overwrite unless told to."""
     target = models / name / str(version)
-    if target.exists() and not replace:
-        raise ConvertError(f"{target} exists: choose another --version, or give --replace")
+    if os.path.lexists(target) and not replace:
+        raise taken(target)
     return target
 
 
+def taken(target: Path) -> ConvertError:
+    """That there is something at the target already."""
+    return ConvertError(f"{target} exists: choose another --version, or give --replace")
+
+
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, *, replace: bool) -> Iterator[Path]:
     """A folder beside the target to write into. Left without an error, it is synced and becomes the target in one
-    rename; on an error nothing of it stays."""
+    rename; on an error before that nothing of it stays, and none after it is raised.
+
+    Raises:
+        ConvertError: something appeared at the target meanwhile, and is not to be replaced.
+    """
     existing = next(parent for parent in target.parents if parent.exists())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    old = folder.with_name(f"{folder.name}-old")
     try:
-        yield folder
-        for file in (*folder.iterdir(), folder):
-            sync(file)
-        folder.chmod(0o755)
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        sync(target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield folder
+            for file in (*folder.iterdir(), folder):
+                sync(file)
+            folder.chmod(0o755)
+            become(folder, target, replace=replace)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing where it was renamed
     except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
         remove_empty(target.parent, existing)
         raise
+    with suppress(OSError, KeyboardInterrupt):  # the package is there
+        sync(target.parent)
+
+
+def become(folder: Path, target: Path, *, replace: bool) -> None:
+    """Rename a folder to the target. What is there is set aside meanwhile: then removed, on an error put back."""
+    old = folder.with_name(f"{folder.name}-old")
+    try:
+        if os.path.lexists(target):
+            if not replace:
+                raise taken(target)
+            target.rename(old)
+        folder.rename(target)
+    finally:
+        if os.path.lexists(target):
+            with suppress(OSError, KeyboardInterrupt):
+                remove(old)
+        elif os.path.lexists(old):
+            old.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or a link and not what it leads to; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

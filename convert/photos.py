@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Photo:
 
 @dataclass(frozen=True)
 class Photos:
-    """Disjoint parts: quantisation is fitted on `calibration`, recipes are chosen on `tuning`, and `evaluation` is
-    only reported and gated."""
+    """Parts: quantisation is fitted on `calibration`, recipes are chosen on `tuning`, and `evaluation`, of which no
+    copy is in the others, is only reported and gated."""
 
     calibration: tuple[Photo, ...]
     tuning: tuple[Photo, ...]
@@ -77,12 +78,14 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
             f"{images} has {len(names)} class folders ({', '.join(names[:3])}, ...), the model {classes} outputs: give"
             f" a folder a class, splits named {', '.join(FOLDERS)}, or all names with --labels FILE"
         )
+    labels = given or names or tuple(str(index) for index in range(classes))
+    if odd := next((label for label in labels if label.encode(errors="ignore").decode() != label), None):
+        raise ConvertError(f"class {odd!r} is no name in UTF-8, as the package stores it: rename it")
     fitted, tuning, evaluation = parts
     twin = twin_of(evaluation)
     fitted = list(islice((photo for photo in fitted if not twin(photo)), calibration))
     tuning = [photo for photo in tuning if not twin(photo)]
     check_counts((fitted, tuning, evaluation), images)
-    labels = given or names or tuple(str(index) for index in range(classes))
     return Photos(tuple(fitted), tuple(tuning), tuple(evaluation), split, labels)
 
 
@@ -114,7 +117,7 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
         names = (
             json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConvertError(f"labels file {path} cannot be read ({type(error).__name__}): give a line a class") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ConvertError(f"labels file {path} is no list of different names: give a line a class, or a JSON list")
@@ -175,7 +178,7 @@ def share(photo: Photo, images: Path) -> int:
 def key(photo: Photo, images: Path) -> bytes:
     """What identifies a photo whatever the images folder is called: its name, and that of the class or split folder."""
     folder = photo.path.parent
-    return (photo.path.name if folder == images else f"{folder.name}/{photo.path.name}").encode()
+    return os.fsencode(photo.path.name if folder == images else f"{folder.name}/{photo.path.name}")
 
 
 def check_counts(parts: Sequence[Sequence[Photo]], images: Path) -> None:

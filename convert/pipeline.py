@@ -72,7 +72,10 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
         GateRefusedError: the quantised model missed a limit; nothing was written.
     """
     target = package.check_target(options.models, options.name, options.version, replace=options.replace)
-    with tempfile.TemporaryDirectory(prefix="sous-") as folder, package.staged(target) as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="sous-") as folder,
+        package.staged(target, replace=options.replace) as stage,
+    ):
         work = Path(folder)
         origin, contract, found, parity = load(options, work / "float.onnx", progress)
         candidate, effects = quantise(options, contract, found, work, progress)
@@ -96,7 +99,7 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
         contract = Contract(source.height, source.width, options.resize, options.crop)
         found = photos.find(options.images, options.labels, source.classes, options.calibration)
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
-        check_input_range(source, found, contract, options.input_range)
+        check_labelled(source, found, contract, options.input_range)
         tick()
     judged = (*found.tuning[:TUNING_PHOTOS], *found.evaluation)
     with progress.stage("check photos", batches_of(judged)) as tick:  # not after half an hour
@@ -112,8 +115,9 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
     return origin, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": limit}
 
 
-def check_input_range(source: Source, found: Photos, contract: Contract, given: str) -> None:
-    """Stop where labelled photos score clearly better (95 % intervals apart) under another range of pixels."""
+def check_labelled(source: Source, found: Photos, contract: Contract, given: str) -> None:
+    """Stop where labelled photos score clearly better (95 % intervals apart) under another range of pixels, or worse
+    than by chance."""
     sample = found.tuning[:RANGE_PHOTOS]
     labels = photos.labels_of(sample)
     if labels is None or len(sample) < RANGE_PHOTOS // 4:
@@ -130,6 +134,11 @@ def check_input_range(source: Source, found: Photos, contract: Contract, given: 
         raise ConvertError(
             f"top-1 is {scores[given]:.0f} % with --input-range {given} but {scores[better]:.0f} % with {better} on"
             f" {len(sample)} photos: give --input-range={better}"
+        )
+    if verify.interval(scores[given], len(sample))[1] < 100 / source.classes:
+        raise ConvertError(
+            f"top-1 of the source is {scores[given]:.0f} % on {len(sample)} photos, worse than by chance: give --labels"
+            " in the order of the model's output, without it class folders whose alphabetical order that is"
         )
 
 
@@ -183,7 +192,7 @@ def evaluate(
         answers = verify.answers(paths, found.evaluation, contract, tick)
     score = verify.score(answers[0], answers[1], found.evaluation)
     if missed := options.gate.missed(score):
-        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options)}")
+        raise GateRefusedError(f"not packaged: {'; '.join(missed)}. {advice(options, len(found.calibration))}")
     sample = np.concatenate(list(photos.batches(found.tuning[:8], contract)))
     with progress.stage("measure plans", timing.ROUNDS * len(timing.plans(cores()))) as tick:
         plan = timing.plan_grid(paths[1], sample, tick)
@@ -228,9 +237,11 @@ def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
         )
 
 
-def advice(options: Options) -> str:
-    """What to try after a refusal."""
+def advice(options: Options, calibrated: int) -> str:
+    """What to try after a refusal, with so many photos calibrated on."""
     more = f"more calibration photos (--calibration, now {options.calibration})"
+    if calibrated < options.calibration:
+        more = f"more photos to calibrate on ({calibrated} were all that there are)"
     if options.macs < 100:
         more = f"more of the multiplications (--macs, now {options.macs:g}), {more}"
     other = "8-bit weights on CPUs with VNNI (--weight-bits 8)"

@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,14 @@ def open_source(path: Path, *, trust: bool) -> Source:
     """
     if not path.exists():
         raise ConvertError(f"no model at {path}: give a .keras or .h5 file, or a SavedModel folder")
+    if path.name.encode(errors="ignore").decode() != path.name:
+        raise ConvertError(f"{path.name!r} is no name in UTF-8, as the package stores it: rename it")
     quiet()
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
             raise ConvertError(f"{path} holds no saved_model.pb: give a SavedModel folder, a .keras or a .h5 file")
         return open_saved_model(path, trust=trust)
-    if path.suffix.lower() not in {".keras", ".h5", ".hdf5"}:
+    if path.suffix != ".keras" and path.suffix.lower() not in {".h5", ".hdf5"}:  # tf_keras reads .KERAS as HDF5
         raise ConvertError(f"{path} is no .keras or .h5 file: save the model with model.save('NAME.keras')")
     return open_keras(path, trust=trust)
 
@@ -80,7 +83,7 @@ def quiet() -> None:
 
 def open_keras(path: Path, *, trust: bool) -> Source:
     """A `.keras` or `.h5` file of Keras 3 or before."""
-    kind = "keras" if path.suffix.lower() == ".keras" else "h5"
+    kind = "keras" if path.suffix == ".keras" else "h5"
     stored, legacy = read_layers(path, kind)
     if not trust:
         refuse_code(stored, legacy=legacy)
@@ -101,7 +104,7 @@ def open_keras(path: Path, *, trust: bool) -> Source:
             " SavedModel where it still loads (model.export(folder))"
         ) from None
     try:
-        model = in_float32(model)
+        model = in_float32(model, trust=trust, legacy=legacy)
     except Exception as error:  # whatever rebuilding a model from its configuration meets
         raise ConvertError(
             f"{path} computes in another precision and cannot be rebuilt in float32 ({first_line(error)}): save it"
@@ -161,7 +164,8 @@ def read_config(path: Path, kind: str) -> tuple[Any, str]:
     with h5py.File(path) as file:
         if "model_config" not in file.attrs:
             raise ConvertError(f"{path} holds weights only: save the whole model with model.save('NAME.keras')")
-        return json.loads(file.attrs["model_config"]), str(file.attrs.get("keras_version", "1."))
+        version = file.attrs.get("keras_version", "1.")  # bytes until Keras 2.3
+        return json.loads(file.attrs["model_config"]), version.decode() if isinstance(version, bytes) else str(version)
 
 
 def layers(config: Any) -> Iterator[dict[str, Any]]:
@@ -188,15 +192,26 @@ def refuse_quantised(path: Path, stored: Iterable[dict[str, Any]]) -> None:
             )
 
 
-def in_float32(model: Any) -> Any:
+def in_float32(model: Any, *, trust: bool, legacy: bool) -> Any:
     """The same model with every dtype policy float32 (mixed_float16 and the like compute in half precision, float64 in
     double)."""
     policies = {str(layer.dtype_policy.name) for layer in model._flatten_layers()}
     if policies <= {"float32"}:
         return model
-    plain = model.__class__.from_config(single(model.get_config()))
+    with safe_mode(trust=trust, legacy=legacy):
+        plain = model.__class__.from_config(single(model.get_config()))
     plain.set_weights([np.asarray(weight).astype(np.float32) for weight in model.get_weights()])
     return plain
+
+
+def safe_mode(*, trust: bool, legacy: bool) -> AbstractContextManager[None]:
+    """Whether Keras 3 refuses code, as in load_model; Keras 2 has no such mode outside of it."""
+    if legacy:
+        return nullcontext()
+    from keras.src.saving.serialization_lib import SafeModeScope  # noqa: PLC0415  public nowhere
+
+    scope: AbstractContextManager[None] = SafeModeScope(not trust)
+    return scope
 
 
 def single(config: Any) -> Any:
@@ -270,7 +285,7 @@ def hash_of(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
     names_and_hashes = "".join(f"{file.relative_to(path).as_posix()} {hash_of(file)}\n" for file in files)
-    return hashlib.sha256(names_and_hashes.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(names_and_hashes)).hexdigest()
 
 
 def first_line(error: Exception) -> str:

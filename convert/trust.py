@@ -40,10 +40,11 @@ _ACTIVATIONS = """
 KERAS_2 = CALLS | set(_KERAS_2.split())  # what a configuration stores, layers, and what layers are made with
 ACTIVATIONS = set(_ACTIVATIONS.split())
 INITIALIZERS = "tensorflow.python.ops.init_ops_v2"  # TensorFlow's own, which Keras 2 stored
-PURE = re.compile(  # TensorFlow functions of tensors alone
-    r"(math|nn|image|linalg|signal|__operators__)\.[a-z_]\w*|(compat\.v1\.)?(cast|clip_by_value|concat|convert_to_tensor"
-    r"|expand_dims|gather|identity|ones_like|pad|reshape|reverse|shape|size|split|squeeze|stack|stop_gradient"
-    r"|strided_slice|tile|transpose|unstack|where|zeros_like)"
+PURE = re.compile(  # TensorFlow functions of tensors alone: of the samplers in nn, one reads a file
+    r"(?!nn\.\w*sampler)(math|nn|image|linalg|signal|__operators__)\.[a-z_]\w*"
+    r"|(compat\.v1\.)?(cast|clip_by_value|concat|convert_to_tensor|expand_dims|gather|identity|ones_like|pad"
+    r"|reshape|reverse|shape|size|split|squeeze|stack|stop_gradient|strided_slice|tile|transpose|unstack|where"
+    r"|zeros_like)"
 )
 REMEDY = (
     "use built-in layers instead (Rescaling, for one), convert the SavedModel of model.export(folder), or give"
@@ -90,7 +91,7 @@ def refuse_links(path: Path) -> None:
     try:
         with ExitStack() as stack:
             opened: Any = path
-            if zipfile.is_zipfile(path):
+            if path.suffix == ".keras":  # as tf_keras tells them apart: HDF5 with an archive behind it is both
                 opened = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("model.weights.h5"))
             file = stack.enter_context(h5py.File(opened))
             name = file.visit_links(elsewhere)

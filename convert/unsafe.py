@@ -21,8 +21,8 @@ def refuse_unsafe_ops(path: Path) -> None:
     """Read the graph of a SavedModel without loading it.
 
     Raises:
-        ConvertError: it holds an unsafe operation, what it serves or runs when loaded uses the saver's, or what reads
-            its variables writes.
+        ConvertError: it holds an unsafe operation, what it serves or runs when loaded uses the saver's, what reads its
+            variables writes, or an output is made of several tensors.
     """
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415  takes seconds: not before it is needed
 
@@ -31,6 +31,7 @@ def refuse_unsafe_ops(path: Path) -> None:
         functions = {function.signature.name: function.node_def for function in meta.graph_def.library.function}
         for node in (*meta.graph_def.node, *(node for body in functions.values() for node in body)):
             refuse(path, node, UNSAFE)
+        refuse_parts(path, meta)
         for node in reached(needed(meta, served(meta)), functions, meta.object_graph_def.concrete_functions):
             refuse(path, node, SAVER)
         for node in reached(needed(meta, [meta.saver_def.restore_op_name]), functions, []):
@@ -44,6 +45,14 @@ def refuse(path: Path, node: Any, unsafe: re.Pattern[str]) -> None:
             f"{path}: node {node.name!r} ({node.op}) reaches files or runs Python: remove it, or give"
             " --trust-source if you know where the model is from"
         )
+
+
+def refuse_parts(path: Path, meta: Any) -> None:
+    """Refuse outputs that are sparse or composite: what leads to them is not followed, and no classifier has them."""
+    for signature in meta.signature_def.values():
+        for name, output in signature.outputs.items():
+            if output.WhichOneof("encoding") != "name":
+                raise ConvertError(f"{path}: output {name!r} is no plain tensor: export it with model.export(folder)")
 
 
 def served(meta: Any) -> list[str]:

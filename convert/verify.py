@@ -93,7 +93,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
     z, p = 1.96, share / 100
     middle = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return 100 * (middle - half), 100 * (middle + half)
+    return max(0.0, 100 * (middle - half)), min(100.0, 100 * (middle + half))
 
 
 def on_avx2(path: Path, pixels: NDArray[np.uint8], folder: Path, seconds: int) -> dict[str, Any]:

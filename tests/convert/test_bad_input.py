@@ -1,5 +1,6 @@
 """A user's mistake: one line with cause and remedy, exit status 2, nothing left behind."""
 
+import errno
 import os
 import re
 import shutil
@@ -13,11 +14,11 @@ import h5py
 import numpy as np
 import pytest
 
-from convert import pipeline
+from convert import export, pipeline
 from convert.errors import ConvertError, GateRefusedError
 from convert.photos import Photos
 from convert.progress import Progress
-from convert.source import refuse_quantised
+from convert.source import open_source, refuse_quantised
 from convert.unsafe import SAVER, UNSAFE
 from service.image import Contract
 from tests.convert import sources
@@ -60,9 +61,15 @@ def test_a_file_that_is_no_model(name: str, refused: Refused, tmp_path: Path) ->
     assert "is damaged or no Keras file" in refused(tmp_path / name)
 
 
-def test_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"x")
-    assert "is no .keras or .h5 file: save the model with" in refused(tmp_path / "model.onnx")
+@pytest.mark.parametrize("name", ["model.onnx", "model.KERAS"])  # the latter is HDF5 to tf_keras
+def test_a_file_of_another_kind(name: str, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert "is no .keras or .h5 file: save the model with" in refused(tmp_path / name)
+
+
+def test_a_name_that_the_package_cannot_store(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    shutil.copy(saved, odd := tmp_path / os.fsdecode(b"mod\xe8le.keras"))
+    assert "'mod\\udce8le.keras' is no name in UTF-8, as the package stores it: rename it" in refused(odd)
 
 
 def test_a_folder_that_is_no_saved_model(refused: Refused, tmp_path: Path) -> None:
@@ -245,6 +252,19 @@ def test_a_trusted_lambda_is_converted(keras: Any, convert: Convert, tmp_path: P
     assert (outcome.status, outcome.err) == (0, "")
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_trusted_lambda_in_half_precision_is_rebuilt(suffix: str, keras: Any, tmp_path: Path) -> None:
+    path, policy = tmp_path / f"code.{suffix}", keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with_lambda(keras).save(path)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert open_source(path, trust=True).keras.get_layer("scaled").compute_dtype == "float32"
+    with pytest.raises(ConvertError, match="runs code of its own"):
+        open_source(path, trust=False)
+
+
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.usefixtures("always_int8")
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
@@ -270,9 +290,10 @@ def test_a_custom_layer_is_named(suffix: str, keras: Any, refused: Refused, tmp_
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("archive", [False, True])
 @pytest.mark.parametrize("way", ["link", "data", "view"])
 def test_weights_that_are_in_another_file_are_not_read(
-    way: str, keras_2: Any, refused: Refused, tmp_path: Path
+    way: str, archive: bool, keras_2: Any, refused: Refused, tmp_path: Path
 ) -> None:
     path, private = tmp_path / "linked.h5", tmp_path / "private.h5"
     sources.functional(keras_2).save(path)
@@ -287,6 +308,10 @@ def test_weights_that_are_in_another_file_are_not_read(
             layout = h5py.VirtualLayout(**shape)
             layout[:] = h5py.VirtualSource(str(private), "secret", (4,))
             place.create_virtual_dataset("more", layout)
+    if archive:  # appended, with harmless weights
+        h5py.File(tmp_path / "harmless.h5", "w").close()
+        with zipfile.ZipFile(path, "a") as appended:
+            appended.write(tmp_path / "harmless.h5", "model.weights.h5")
     assert "linked.h5: model_weights/head/more is in another file" in refused(path)
 
 
@@ -323,11 +348,20 @@ def test_how_a_model_was_trained_does_not_matter(
     assert convert(tmp_path / "compiled.keras").status == 0
 
 
-def test_a_file_of_keras_1_is_named(keras: Any, refused: Refused, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1.2.2", np.bytes_(b"1.2.2")])
+def test_a_file_of_keras_1_is_named(version: str | bytes, keras: Any, refused: Refused, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "old.h5", "w") as file:
         file.attrs["model_config"] = '{"class_name": "Sequential", "config": []}'
-        file.attrs["keras_version"] = "1.2.2"
+        file.attrs["keras_version"] = version
     assert "is of Keras 1.2.2: load it with Keras 2" in refused(tmp_path / "old.h5")
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_version_of_keras_2_that_is_stored_as_bytes(keras_2: Any, tmp_path: Path) -> None:
+    sources.functional(keras_2).save(tmp_path / "old.h5")
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        file.attrs["keras_version"] = np.bytes_(b"2.2.4")
+    assert open_source(tmp_path / "old.h5", trust=False).keras is None
 
 
 @pytest.mark.parametrize("operation", ["py_function", "read_file", "a name that hides"])
@@ -387,6 +421,24 @@ def test_a_saved_model_that_writes_or_reads_files_when_it_answers(
     assert f"({operation})" in line
 
 
+def test_a_saved_model_that_writes_files_behind_a_sparse_output(refused: Refused, tmp_path: Path) -> None:
+    import tensorflow as tf  # noqa: PLC0415
+
+    v1 = tf.compat.v1
+    with v1.Graph().as_default() as graph, v1.Session(graph=graph) as session:
+        image = v1.placeholder(tf.float32, [None, 32, 32, 3], name="image")
+        written = {"prefix": str(tmp_path / "written"), "tensor_names": ["x"], "shape_and_slices": [""]}
+        with graph.control_dependencies([tf.raw_ops.SaveV2(**written, tensors=[tf.constant(1.0)])]):
+            output = tf.sparse.from_dense(tf.nn.softmax(tf.reduce_mean(image, [1, 2])))
+        infos = [{name: v1.saved_model.build_tensor_info(one)} for name, one in (("image", image), ("p", output))]
+        signature = v1.saved_model.build_signature_def(*infos, "serving")
+        builder = v1.saved_model.Builder(str(tmp_path / "sparse"))
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
+        builder.save()
+    assert "output 'p' is no plain tensor: export it with model.export(folder)" in refused(tmp_path / "sparse")
+    assert not list(tmp_path.glob("written*"))
+
+
 def test_a_saved_model_that_writes_files_where_it_should_read_its_variables(
     keras: Any, refused: Refused, tmp_path: Path
 ) -> None:
@@ -441,6 +493,26 @@ def test_too_little_memory_is_told_with_what_takes_less(
 
     monkeypatch.setattr(pipeline, "centre", failing)
     assert "out of memory: calibrate on fewer photos (--calibration)" in refused(saved)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "no space left for temporary files: free some, or set TMPDIR",
+        ),
+        (MemoryError(), "out of memory: calibrate on fewer photos"),
+    ],
+)
+def test_a_full_disk_or_memory_while_exporting_is_told(
+    raised: Exception, message: str, saved: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(export, "by_function", failing)
+    assert message in refused(saved)
 
 
 @pytest.mark.parametrize("raised", [MemoryError, KeyboardInterrupt, OSError, ConvertError, GateRefusedError])
@@ -520,6 +592,12 @@ def test_a_wrong_input_range_is_found_on_labelled_photos(
     sources.trained(keras, input_range=right).save(tmp_path / "ranged.keras")
     line = refused(tmp_path / "ranged.keras", "--input-range", wrong)
     assert f"give --input-range={right}" in line
+
+
+def test_labels_in_another_order_are_found_on_labelled_photos(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("\n".join(reversed(sources.CLASSES)))
+    line = refused(saved, "--labels", str(tmp_path / "labels"))
+    assert "worse than by chance: give --labels in the order of the model's output" in line
 
 
 # ---- command line

@@ -1,5 +1,6 @@
 """A package's plan, measured again where it is served."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from convert import measure, timing
+from convert import measure, package, timing
 
 
 def tiny_package(folder: Path) -> Path:
@@ -90,7 +91,7 @@ def test_a_damaged_package_or_one_that_cannot_be_written_is_told_in_one_line(  #
     assert measure.main([str(tmp_path)]) == 2
     lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line.strip() and "elapsed" not in line]
     assert len(lines) == 1
-    assert lines[0].startswith("convert.measure: ")
+    assert lines[0].startswith("convert: ")
     assert message in lines[0]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
@@ -98,3 +99,27 @@ def test_a_damaged_package_or_one_that_cannot_be_written_is_told_in_one_line(  #
 def test_a_folder_that_is_no_package_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [(KeyboardInterrupt(), "interrupted"), (OSError(errno.ENOSPC, "full"), "(full): free some")],
+)
+def test_what_ends_the_writing_is_told_and_leaves_the_package_as_it_was(
+    ending: BaseException,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ended(path: Path, _: object) -> None:
+        path.write_text("half of it")
+        raise ending
+
+    monkeypatch.setattr(timing.plan_grid, "__defaults__", (0.05,))
+    monkeypatch.setattr(package, "write_json", ended)
+    tiny_package(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert measure.main([str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -20,6 +20,7 @@ from PIL import Image
 
 from convert import package, pipeline, timing
 from convert.__main__ import main
+from convert.errors import ConvertError
 from service.model import Model, open_session
 from tests.convert import sources
 from tests.convert.conftest import Outcome, without_bars
@@ -260,7 +261,7 @@ def test_an_error_while_writing_leaves_the_old_package(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "models" / "small" / "1"
-    with package.staged(target) as folder:
+    with package.staged(target, replace=True) as folder:
         (folder / "old").touch()
     rename = Path.rename
 
@@ -277,7 +278,7 @@ def test_an_error_while_writing_leaves_the_old_package(
 
 
 def write_another(target: Path, *, fail: bool) -> None:
-    with package.staged(target) as folder:
+    with package.staged(target, replace=True) as folder:
         (folder / "new").touch()
         if fail:
             raise OSError("the disk is gone")
@@ -285,12 +286,67 @@ def write_another(target: Path, *, fail: bool) -> None:
 
 def test_folders_made_for_nothing_are_removed_and_others_kept(tmp_path: Path) -> None:
     (tmp_path / "models" / "other").mkdir(parents=True)
-    with pytest.raises(KeyboardInterrupt), package.staged(tmp_path / "models" / "new" / "1"):
+    with pytest.raises(KeyboardInterrupt), package.staged(tmp_path / "models" / "new" / "1", replace=False):
         raise KeyboardInterrupt
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["other"]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_what_appears_at_the_target_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "models" / "small" / "1"
+    stage = package.staged(target, replace=False)
+    stage.__enter__()
+    (target / "other").mkdir(parents=True)
+    with pytest.raises(ConvertError, match="1 exists: choose another --version"):
+        stage.__exit__(None, None, None)
+    assert [path.name for path in target.iterdir()] == ["other"]
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    target, store = tmp_path / "models" / "small" / "1", tmp_path / "store"
+    store.mkdir()
+    target.parent.mkdir(parents=True)
+    target.symlink_to(store)
+    write_another(target, fail=False)
+    assert store.is_dir()
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+def test_a_version_too_long_for_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long"):
+        write_another(tmp_path / "models" / "small" / ("9" * 250), fail=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("raised", [OSError, KeyboardInterrupt])
+def test_what_fails_once_the_package_is_there_does_not_deny_it(
+    raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, sync = tmp_path / "models" / "small" / "1", package.sync
+
+    def failing(path: Path) -> None:
+        if path == target.parent:
+            raise raised
+        sync(path)
+
+    monkeypatch.setattr(package, "sync", failing)
+    write_another(target, fail=False)
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_a_package_in_a_folder_of_any_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convert.__main__.convert", lambda *_: {})
+    monkeypatch.setattr("convert.__main__.table", lambda _: "")
+    words = ["x.keras", "--name", "small", "--images", "x", "--models", os.fsdecode(b"mod\xe8les")]
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out:
+        assert main(words) == 0
+        out.seek(0)
+        assert out.read() == "\nwritten: mod\\xe8les/small/1\n"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_process_says_so_and_leaves_nothing(
     sent: signal.Signals, saved: Path, photos: Path, tmp_path: Path
 ) -> None:

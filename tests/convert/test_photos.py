@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def test_files_with_dates_and_other_names_are_unlabelled(tmp_path: Path) -> None
         ('{"a": 0}', ".json", "is no list of different names"),
         ("[1, 2, 3, 4]", ".json", "is no list of different names"),
         ("[1, 2", ".json", "cannot be read"),
+        ("[" * 200_000, ".json", r"cannot be read \(RecursionError\)"),
         ("a\nb\nc\nd\n", ".txt", "class folder 'dark blue' is not in the labels file: its names are a, b, c, d"),
     ],
 )
@@ -154,6 +156,17 @@ def test_labels_that_do_not_match_are_refused(
     path.write_text(content)
     with pytest.raises(ConvertError, match=message):
         find(unsplit, path, CLASSES, 100)
+
+
+def test_a_photo_may_have_any_name_and_a_class_one_in_utf_8(tmp_path: Path) -> None:
+    images = sources.write_splits(tmp_path)
+    odd, photo = os.fsdecode(b"caf\xe9.png"), next((images / "evaluation" / "dark red").iterdir())
+    photo.rename(photo.with_name(odd))
+    assert odd in {photo.path.name for photo in find(images, None, CLASSES, 100).evaluation}
+    for name in photos.FOLDERS:
+        (images / name / "dark red").rename(images / name / odd)
+    with pytest.raises(ConvertError, match=r"class 'caf\\udce9.png' is no name in UTF-8, .*: rename it"):
+        find(images, None, CLASSES, 100)
 
 
 def test_a_missing_or_binary_labels_file_is_refused(unsplit: Path, tmp_path: Path) -> None:

@@ -113,11 +113,13 @@ def test_a_source_that_one_exporter_cannot_write_is_written_by_the_other(
 
 def test_advice_names_options_that_exist_and_help() -> None:
     options = Options(Path("x"), "x", Path("images"), calibration=128)
-    assert "--calibration, now 128" in advice(options)
-    assert "--weight-bits 8" in advice(options)
-    assert "--macs, now 40" in advice(Options(Path("x"), "x", Path("images"), macs=40.0))
-    assert "--macs" not in advice(options)
-    assert "--weight-bits 7" in advice(Options(Path("x"), "x", Path("images"), weight_bits=8))
+    assert "--calibration, now 128" in advice(options, 128)
+    assert "--calibration" not in advice(options, 100)  # a larger number would find no more
+    assert "100 were all" in advice(options, 100)
+    assert "--weight-bits 8" in advice(options, 128)
+    assert "--macs, now 40" in advice(Options(Path("x"), "x", Path("images"), macs=40.0), 512)
+    assert "--macs" not in advice(options, 128)
+    assert "--weight-bits 7" in advice(Options(Path("x"), "x", Path("images"), weight_bits=8), 512)
 
 
 def test_answers_that_depend_on_the_cpu_are_refused() -> None:

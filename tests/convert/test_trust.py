@@ -43,6 +43,7 @@ HOSTILE = {
         },
     },
     "a function that reads files": call("io.read_file"),
+    "a sampler that reads a file": call("nn.fixed_unigram_candidate_sampler"),
     "a raw operation": call("raw_ops.WriteFile"),
     "Python": call("py_function"),
     "a class among functions": call("nn.RNNCellResidualWrapper"),

@@ -30,6 +30,7 @@ def one_hot(*classes: int) -> NDArray[np.float32]:
 )
 def test_wilson_intervals(right: int, count: int, low: float, high: float) -> None:
     assert interval(100 * right / count, count) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert all(0 <= bound <= 100 for bound in interval(100 * right / count, count))
 
 
 def test_a_score_counts_agreement_and_accuracy() -> None:
