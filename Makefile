@@ -26,8 +26,15 @@ PINNED := --quiet --no-deps --require-hashes -r
 serve: .venv/service.stamp
 	$(BIN)/python -m service --bind 127.0.0.1:$(PORT)
 
+# Conversions compute, stacks in containers mostly wait: these two beside each other. All else is timed, and runs alone.
+BESIDE := tests/deploy/test_docker.py tests/convert
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%)
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(BESIDE)
+
+.PHONY: $(BESIDE)
+$(BESIDE):
+	$(BIN)/python -m pytest $@
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perf.compose import REPO
-from tests.deploy.containers import docker, missing, tag
+from tests.deploy.containers import docker, missing, open_to_all, tag
 
 
 @pytest.mark.docker
@@ -18,8 +18,7 @@ def test_the_image_converts_without_network_root_or_a_writable_root(saved: Path,
     (tmp_path / "models").mkdir()
     (tmp_path / "models").chmod(0o777)  # the image's user is another
     for folder in (tmp_path, saved.parent, photos):
-        for level in [folder, *folder.parents[:2]]:
-            level.chmod(0o755)
+        open_to_all(folder)
     hardened = ["--read-only", "--tmpfs", "/tmp", "--network", "none", "--cap-drop", "ALL"]
     one_core = ["--cpuset-cpus", str(min(os.sched_getaffinity(0)))]  # has few plans to measure
     mounts = {saved: "/in/small.keras:ro", photos: "/in/photos:ro", tmp_path / "models": "/out"}

@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from perf import engine
@@ -18,6 +20,14 @@ def missing() -> str | None:
         return "no packages in models/ to put into the image"
     absent = [base for base in bases().values() if not inspect(base)]
     return f"no {' and '.join(sorted(set(absent)))}; docker pull or make base-images" if absent else None
+
+
+def open_to_all(folder: Path) -> None:
+    """Users of containers and nginx's workers are others: pytest's folders are its user's alone."""
+    for level in [folder, *folder.parents]:
+        if level == Path(tempfile.gettempdir()):
+            return
+        level.chmod(0o755)
 
 
 def bases() -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 from perf import compose, engine, replica, stacks
 from perf.compose import REPO, Project
 from perf.deployment import StackError
-from tests.deploy.containers import bases, docker, inspect, missing, tag
+from tests.deploy.containers import bases, docker, inspect, missing, open_to_all, tag
 from tests.deploy.load import Answers, load
 from tests.service.packages import jpeg, write_package
 
@@ -57,8 +57,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def readable(folder: Path, **figures: int) -> Path:
-    for level in [folder, *folder.parents[:2]]:
-        level.chmod(0o755)  # the service's user is another
+    open_to_all(folder)
     write_package(folder, "colours", **figures)
     return folder
 
@@ -202,9 +201,7 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
     assert left(project.name) == ""
 
 
-@pytest.mark.parametrize("metric", ["cpu", "queue"])
-def test_the_scaled_stack_follows_the_load(metric: str, slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCALE_ON", metric)
+def test_the_scaled_stack_follows_the_load(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOUS_DRAIN_DELAY_MS", "3000")
     figures = {"max_replicas": 2, "faster": 300, "cpus": 0.4}
     with stacks.up("scaled", model="colours", models_dir=slow, engine="docker", **figures) as running:
@@ -260,7 +257,11 @@ class Interrupted(BaseException):
     """As KeyboardInterrupt, which pytest takes for its own."""
 
 
-def test_an_interrupted_run_leaves_nothing_behind_though_its_scaler_is_at_work(slow: Path) -> None:
+def test_a_run_that_is_interrupted_while_its_scaler_follows_the_queue_leaves_nothing_behind(
+    slow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALE_ON", "queue")
+
     def interrupt() -> None:
         figures = {"max_replicas": 2, "faster": 300, "cpus": 0.4}
         asked = stacks.up("scaled", model="colours", models_dir=slow, engine="docker", **figures)
