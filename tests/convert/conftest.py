@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import tempfile
 import warnings
@@ -18,6 +19,12 @@ from tests.convert import sources
 
 # Set by convert.source too, but a test may import TensorFlow first.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Keras draws the seeds of its weights from here: a test's network is the same whatever ran before."""
+    random.seed(7)
 
 
 @pytest.fixture(scope="session")
