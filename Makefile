@@ -29,7 +29,7 @@ serve: .venv/service.stamp
 # Conversions compute, stacks in containers mostly wait: these two beside each other. All else is timed, and runs alone.
 BESIDE := tests/deploy/test_docker.py tests/convert
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%)
+	$(BIN)/python -m pytest --ignore=$(word 1,$(BESIDE)) tests/test_*.py tests/deploy tests/perf tests/service
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(BESIDE)
 
 .PHONY: $(BESIDE)

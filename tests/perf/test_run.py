@@ -114,8 +114,9 @@ def test_counters_that_vanish_for_a_moment_cost_no_cell(
     monkeypatch.setattr(server, "usage", going)
     measured(replace(options, stacks=("single",)), stacks)
     _, (single,) = results.read(options.out)
-    assert single.reasons == []
+    assert [reason for reason in single.reasons if "the host took" not in reason] == []  # it may, here
     assert single.idle_cpu_s is None
+    assert single.columns
 
 
 def test_a_run_of_which_nothing_came_up_says_why(options: Options, server: Any) -> None:
