@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from service.image import Contract
 
 FORMAT = "1"
+LATE_S = 1.0  # of a call on the pool's thread; a slower one is computed twice
 
 
 class PackageError(ValueError):
@@ -82,10 +83,19 @@ class Engine:
         return probabilities
 
     def _run_aside(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """On a thread of the pool. ONNX Runtime divides its work among the others of the pool, if there are any."""
+        """On a thread of the pool. ONNX Runtime divides its work among the others of the pool, if there are any.
+
+        Its pool (1.32) was seen to sleep over such a call, once: what is late is computed here, which also wakes it.
+        """
         outcome: SimpleQueue[tuple[list[NDArray[np.float32]], str]] = SimpleQueue()
-        self.session.run_async(None, {"image": images}, lambda *given: outcome.put((given[0], given[2])), None)
-        results, error = outcome.get()
+        # the callback holds the images, which a late call reads
+        self.session.run_async(
+            None, {"image": images}, lambda *given, _images=images: outcome.put((given[0], given[2])), None
+        )
+        try:
+            results, error = outcome.get(timeout=LATE_S)
+        except Empty:
+            return self.run(images)
         if error:
             raise RuntimeError(error)
         return results[0]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from service import model as model_module
 from service.image import Contract
 from service.model import Engine, Model, PackageError, open_session
 from tests.service.packages import COLOURS, colour_model, properties, write_package
@@ -108,6 +109,18 @@ def test_an_error_reaches_its_caller_from_the_pool_too_and_the_thread_is_free_ag
                 engine.infer(np.zeros((1, 8, 8, 3), np.uint8))
         assert engine.infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
     assert ways == ["aside"] * 3
+
+
+def test_a_call_that_the_pool_sleeps_over_is_answered(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(write_package(models) / "model.onnx", 2)
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    expected = engine.infer(images)
+    ways = watch(engine, monkeypatch)
+    monkeypatch.setattr(Watched, "run_async", lambda *_: None)
+    monkeypatch.setattr(model_module, "LATE_S", 0.05)
+    with engine._places[0][0]:
+        assert np.array_equal(engine.infer(images), expected)
+    assert ways == ["here"]
 
 
 def test_a_file_without_metadata_is_no_package_but_opens_as_a_session(tmp_path: Path) -> None:
