@@ -1,7 +1,7 @@
 # Targets: service (the default), balancer, scaler, convert.  docker build --target service -t sous/service .
 # Bases are Debian's official slim images; `make base-images` makes the same tags where no image registry is reached.
 # The balancer's suite is newer: nginx keeps a client's connection over a reload from 1.27.4 on. An older one works, too.
-# DEBIAN_SNAPSHOT=20261101T000000Z with bases by digest: the same packages every time.
+# DEBIAN_SNAPSHOT, the address of a snapshot of Debian's archive, with bases by digest: the same packages every time.
 ARG DEBIAN_SNAPSHOT=
 ARG SERVICE_BASE=debian:trixie-slim
 ARG CONVERT_BASE=debian:trixie-slim

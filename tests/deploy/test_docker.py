@@ -124,31 +124,23 @@ def test_the_image_is_small_and_holds_what_serves_and_nothing_else() -> None:
     assert docker("run", "--rm", "--network", "none", service_image(), "python3", "-c", code) == "[] []"
 
 
-@pytest.mark.parametrize(
-    "before", ["http://debian.mirror", "https://a.mirror/x", "http://snapshot.mirror/archive"]
-)
+@pytest.mark.parametrize("before", ["http://a.mirror/{}", "https://a.snapshot/archive/{}/20250101T000000Z/"])
 def test_images_are_made_of_the_packages_of_a_day(before: str) -> None:
     """With either format of apt's sources: that of the official images, and debootstrap's."""
-    day, older = "20261101T000000Z", "/20250101T000000Z/" if "snapshot" in before else ""
-    sources = "\n".join(
-        f"URIs: {before}/{name}{older}\nSuites: trixie\ndeb [trusted=yes] {before}/{name}{older} trixie main"
-        for name in ("debian", "debian-security")
-    )
+
+    def sources(address: str) -> str:
+        names = [address.format(name) for name in ("debian", "debian-security")]
+        return "\n".join(f"URIs: {one}\nSuites: trixie\ndeb [trusted=yes] {one} trixie main" for one in names)
+
+    after = "http://b.snapshot/archive/{}/20261101T000000Z"
     program = (
-        f"apt-get() {{ :; }}; export -f apt-get; cd /etc/apt; echo '{sources}' >sources.list; /apt-install; cat s*.list"
+        'apt-get() { :; }; export -f apt-get; cd /etc/apt; echo "$BEFORE" >sources.list; /apt-install; cat s*.list'
     )
-    script = ["--volume", f"{REPO}/deploy/apt-install:/apt-install:ro", "--env", f"DEBIAN_SNAPSHOT={day}"]
-    said = docker("run", "--rm", "--network=none", *script, bases()["SERVICE_BASE"], "bash", "-ec", program)
-    archive = "http://snapshot.mirror/archive"
-    assert said.splitlines() == [
-        line
-        for name in ("debian", "debian-security")
-        for line in (
-            f"URIs: {archive}/{name}/{day}",
-            "Suites: trixie",
-            f"deb [trusted=yes] {archive}/{name}/{day} trixie main",
-        )
-    ]
+    given = {"DEBIAN_SNAPSHOT": after.format("debian"), "BEFORE": sources(before)}
+    options = [f"--env={name}={value}" for name, value in given.items()]
+    script = f"--volume={REPO}/deploy/apt-install:/apt-install:ro"
+    said = docker("run", "--rm", "--network=none", script, *options, bases()["SERVICE_BASE"], "bash", "-ec", program)
+    assert said == sources(after)
 
 
 def test_a_run_says_what_its_images_hold() -> None:
