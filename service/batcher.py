@@ -201,9 +201,7 @@ class Batcher:
             outcomes = queue.run([item.payload for item in live])
             if len(outcomes) != len(live):
                 raise RuntimeError(f"a batch of {len(live)} came back as {len(outcomes)}")  # noqa: TRY301
-        except (
-            BaseException
-        ) as error:  # whatever it is (a panic of Rust code), every waiter hears of it, the slot goes on
+        except BaseException as error:  # also a panic of Rust code: every waiter hears of it and the slot goes on
             outcomes = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(live)
         item_s = (self._clock() - begun) / len(live)
         with self._changed:
