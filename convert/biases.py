@@ -1,8 +1,8 @@
 """An addition behind a product of codes becomes the product's own bias: a pass over a whole float tensor less.
 
-`convert.qdq` writes such a product as MatMul, which has no bias, and ONNX Runtime fuses none to it. Gemm has one, s32
-in units of input scale times weight scale as a convolution's is (QGemm). It takes matrices: positions become rows and
-come back, by Reshape, which copies nothing.
+`convert.qdq` writes such a product as MatMul, to which ONNX Runtime fuses no addition. The chain MatMulInteger, Cast,
+Mul by a scale a channel, Add it fuses to one MatMulIntegerToFloat, which adds while it writes, where the scale is the
+product of two, as in dynamic quantisation, for which that fusion was made (`MatMulIntegerToFloatFusion`).
 """
 
 from collections import Counter
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from convert.graph import Array, add_constant, constants, like, replace
 from convert.shifts import channelwise
 
-Sizes = Mapping[str, list[int]]  # of tensors, without N
+ONE = "one"  # float32 [1], the scale of codes that a scale a channel already holds
 
 
 class Biased(NamedTuple):
@@ -27,20 +27,16 @@ class Biased(NamedTuple):
 
 
 def absorb(model: ModelProto) -> ModelProto:
-    """A graph written by `convert.qdq` with every biased product as a Gemm, in place."""
+    """A graph written by `convert.qdq` with every biased product as one chain, in place."""
     values, made = constants(model), {node.output[0]: node for node in model.graph.node}
-    typed = shape_inference.infer_shapes(model).graph.value_info
-    sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:] for value in typed}
-    for found in biased(model, values, made):
-        product = found.product
-        scale = values[made[made[product.input[0]].input[0]].input[1]]  # of the u8 codes, behind Transpose
-        unit = values[made[product.input[1]].input[1]].astype(np.float64) * scale
-        bias = values[channelwise(found.add, values)].reshape(-1)
-        replace(model, found, gemm(model, found, np.rint(bias / unit), unit, sizes))
-    read = {name for node in model.graph.node for name in node.input}
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    found = biased(model, values, made)
+    for one in found:
+        replace(model, one, chain(model, one, values, made))
     graph = model.graph
-    return like(model, helper.make_graph(graph.node, graph.name, graph.input, graph.output, weights))
+    nodes = read_by_others([*(one_of(graph.input[0].name) if found else []), *graph.node], graph.output[0].name)
+    read = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in read]
+    return like(model, helper.make_graph(nodes, graph.name, graph.input, graph.output, weights))
 
 
 def biased(model: ModelProto, values: Mapping[str, Array], made: Mapping[str, NodeProto]) -> list[Biased]:
@@ -61,20 +57,44 @@ def of_codes(node: NodeProto, made: Mapping[str, NodeProto]) -> bool:
     return weight is not None and weight.op_type == "DequantizeLinear"
 
 
-def gemm(model: ModelProto, found: Biased, codes: Array, unit: Array, sizes: Sizes) -> list[NodeProto]:
-    """Nodes in place of a biased product. `codes` is the bias in `unit`s."""
-    product, back, add = found
-    name, rows = product.name, f"{product.name}_rows"
-    inner = add_constant(model, f"{rows}_shape", np.array([-1, sizes[product.input[0]][-1]]))
-    whole = add_constant(model, f"{name}_shape", np.array([-1, *sizes[product.output[0]]]))
-    bias = [
-        add_constant(model, f"{name}_bias_codes", np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32)),
-        add_constant(model, f"{name}_bias_scale", unit.astype(np.float32)),
-    ]
+def one_of(entry: str) -> list[NodeProto]:
+    """ONE as the sign of the batch size: of two constants ONNX Runtime would fold the product, and fuse no chain."""
     return [
-        helper.make_node("Reshape", [product.input[0], inner], [rows], rows),
-        helper.make_node("DequantizeLinear", bias, [f"{name}_bias_dq"], f"{name}_bias_dq", axis=0),
-        helper.make_node("Gemm", [rows, product.input[1], f"{name}_bias_dq"], [f"{rows}_out"], name),
-        helper.make_node("Reshape", [f"{rows}_out", whole], [product.output[0]], f"{name}_whole"),
-        helper.make_node("Transpose", [product.output[0]], [add.output[0]], back.name, perm=[0, 3, 1, 2]),
+        helper.make_node("Shape", [entry], ["batch_size"], "batch_size", start=0, end=1),
+        helper.make_node("Sign", ["batch_size"], ["batch_size_sign"], "batch_size_sign"),
+        helper.make_node("Cast", ["batch_size_sign"], [ONE], ONE, to=TensorProto.FLOAT),
     ]
+
+
+def chain(
+    model: ModelProto, found: Biased, values: Mapping[str, Array], made: Mapping[str, NodeProto]
+) -> list[NodeProto]:
+    """Nodes in place of a biased product."""
+    product, back, add = found
+    name, weight = product.name, made[product.input[1]]
+    codes = made[made[product.input[0]].input[0]]  # DequantizeLinear, behind Transpose
+    unit = values[weight.input[1]].astype(np.float64) * values[codes.input[1]]
+    scale = add_constant(model, f"{name}_unit", unit.astype(np.float32))
+    bias = add_constant(model, f"{name}_bias", values[channelwise(add, values)].reshape(-1))
+    rows, sums, floats, whole, scaled, shifted = (
+        f"{name}_{part}" for part in ("codes", "sums", "floats", "scale", "scaled", "shifted")
+    )
+    return [
+        helper.make_node("Transpose", [codes.input[0]], [rows], rows, perm=[0, 2, 3, 1]),
+        helper.make_node("MatMulInteger", [rows, weight.input[0], codes.input[2]], [sums], name),
+        helper.make_node("Cast", [sums], [floats], floats, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [ONE, scale], [whole], whole),
+        helper.make_node("Mul", [floats, whole], [scaled], scaled),
+        helper.make_node("Add", [scaled, bias], [shifted], shifted),
+        helper.make_node("Transpose", [shifted], [add.output[0]], back.name, perm=[0, 3, 1, 2]),
+    ]
+
+
+def read_by_others(nodes: list[NodeProto], answer: str) -> list[NodeProto]:
+    """The nodes on a way to the answer."""
+    needed, kept = {answer}, list[NodeProto]()
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]

@@ -215,6 +215,8 @@ def check_parity(path: Path, pixels: NDArray[np.uint8], expected: NDArray[np.flo
             [engine.run(None, {"image": pixels[i : i + batch]})[0] for i in range(0, len(pixels), batch)]
             for batch in (1, BATCH)
         ]
+    except MemoryError:
+        raise
     except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
         raise ConvertError(f"the exported model does not run at batch 1 and {BATCH}: {first_line(error)}") from None
     worst = max(float(np.abs(np.concatenate(found) - expected).max()) for found in runs)

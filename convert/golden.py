@@ -41,7 +41,7 @@ def write(target: Path, float_model: Path, packaged: Path, height: int, width: i
     if len(same) < COUNT:
         raise ConvertError(
             f"the packaged model agrees with the float model on {len(same)} of {POOL} synthetic images only: give"
-            " more calibration photos (--calibration), or leave more of the multiplications (--macs)"
+            " more calibration photos (--calibration), or, where --macs was given, leave more of the multiplications"
         )
     top = np.sort(expected[same], 1)
     clearest = same[np.argsort(-(top[:, -1] - top[:, -2]), kind="stable")]

@@ -309,12 +309,12 @@ def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]
 
 
 def float_steps(model: onnx.ModelProto) -> list[str]:
-    """Nodes that multiply in float, by name."""
-    codes = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    """Nodes that multiply by float weights, by name."""
+    weights = {tensor.name for tensor in model.graph.initializer}
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in {"Conv", "MatMul", "Gemm"} and node.input[1] not in codes
+        if node.op_type in {"Conv", "MatMul", "Gemm"} and node.input[1] in weights
     ]
 
 

@@ -48,6 +48,8 @@ class Source:
         few = (images[start : start + PREDICTED] for start in range(0, len(images), PREDICTED))
         try:
             return np.concatenate([np.asarray(self.call(batch)).astype(np.float32) for batch in few])
+        except MemoryError:
+            raise
         except Exception as error:  # whatever the layers raise
             raise ConvertError(
                 f"{self.path} does not run on {images.shape[1:]} images ({first_line(error)}): save"
@@ -70,6 +72,7 @@ def open_source(path: Path, *, trust: bool) -> Source:
         if not (path / "saved_model.pb").is_file():
             raise ConvertError(f"{path} holds no saved_model.pb: give a SavedModel folder, a .keras or a .h5 file")
         return open_saved_model(path, trust=trust)
+    path.open("rb").close()  # what the system refuses is not "damaged", as h5py and zipfile would have it
     if path.suffix != ".keras" and path.suffix.lower() not in {".h5", ".hdf5"}:  # tf_keras reads .KERAS as HDF5
         raise ConvertError(f"{path} is no .keras or .h5 file: save the model with model.save('NAME.keras')")
     return open_keras(path, trust=trust)
@@ -93,6 +96,8 @@ def open_keras(path: Path, *, trust: bool) -> Source:
     keras = framework(legacy=legacy)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=not trust)
+    except MemoryError:
+        raise
     except Exception as error:  # any class, from keras, h5py, zipfile or json, for a damaged or foreign file
         if layer := next(filter(foreign, stored), None):
             raise ConvertError(
@@ -114,11 +119,18 @@ def open_keras(path: Path, *, trust: bool) -> Source:
         if layer.__class__.__name__ == "LayerNormalization":  # else a batch normalisation of as many channels as rows
             layer._fused = False
     height, width, classes = check_shapes(path, getattr(model, "inputs", None), getattr(model, "outputs", None))
+    call = caller(model, getattr(model, "_nested_inputs" if legacy else "_inputs_struct", None))
+    return Source(path, kind, hash_of(path), height, width, classes, call, None if legacy else model)
+
+
+def caller(model: Any, entries: Any) -> Callable[[Any], Any]:
+    """A model of one input and one output as a function, also where either lies in a dictionary."""
 
     def call(images: Any) -> Any:
-        return model(images, training=False)
+        found = model({name: images for name in entries} if isinstance(entries, dict) else images, training=False)
+        return next(iter(found.values())) if isinstance(found, dict) else found
 
-    return Source(path, kind, hash_of(path), height, width, classes, call, None if legacy else model)
+    return call
 
 
 def framework(*, legacy: bool) -> Any:

@@ -117,6 +117,24 @@ def convert(
     return run
 
 
+@pytest.fixture
+def refused(convert: Callable[..., Outcome], tmp_path: Path, scratch: Path) -> Callable[..., str]:
+    """Runs the command and gives its one line of complaint; nothing is left behind."""
+
+    def run(source: Path, *options: str, status: int = 2, **given: Any) -> str:
+        outcome = convert(source, *options, **given)
+        assert outcome.status == status, outcome.err
+        assert outcome.out == ""
+        (line,) = outcome.err.splitlines()
+        assert line.startswith("convert: ")
+        assert len(line) < 500
+        assert not (tmp_path / "models").exists()
+        assert [path for path in scratch.iterdir() if "autograph" not in path.name] == []  # of functions tests trace
+        return line
+
+    return run
+
+
 def without_bars(text: str) -> str:
     """Standard error less the progress bars and the scores between them."""
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]

@@ -63,6 +63,12 @@ def functional(keras: Any, **options: Any) -> Any:
     return keras.Model(entry, body(keras, entry, **options))
 
 
+def by_name(keras: Any, **options: Any) -> Any:
+    """The body with its input and its output in dictionaries."""
+    entry = keras.Input((SIZE, SIZE, 3), name="photo")
+    return keras.Model({"photo": entry}, {"scores": body(keras, entry, **options)})
+
+
 def sequential(keras: Any, **_: Any) -> Any:
     """A plain stack of layers."""
     layers = keras.layers

@@ -71,12 +71,14 @@ CASES = {
     "varied": (sources.varied, save_keras, {}),
     "parted": (sources.parted, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
+    "by name": (sources.by_name, save_keras, {}),
 }
 KERAS_2_CASES = {
     "h5 functional": (sources.functional, save_h5, {}),
     "h5 sequential": (sources.sequential, save_h5, {}),
     "h5 nested": (sources.nested, save_h5, {}),
     "h5 varied": (sources.varied, save_h5, {}),
+    "h5 by name": (sources.by_name, save_h5, {}),
     "h5 mixed_float16": (sources.functional, save_h5, {"dtype": "mixed_float16"}),
     "h5 that calls TensorFlow": (sources.operators, save_h5, {"input_range": "0,255"}),
     "keras nested": (sources.nested, save_keras, {}),
