@@ -127,7 +127,7 @@ def caller(model: Any, entries: Any) -> Callable[[Any], Any]:
     """A model of one input and one output as a function, also where either lies in a dictionary."""
 
     def call(images: Any) -> Any:
-        found = model({name: images for name in entries} if isinstance(entries, dict) else images, training=False)
+        found = model(dict.fromkeys(entries, images) if isinstance(entries, dict) else images, training=False)
         return next(iter(found.values())) if isinstance(found, dict) else found
 
     return call
