@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from convert.graph import Array, tidy
-from convert.optimise import affine_to_depthwise, fold_input, prepare
+from convert.optimise import affine_to_depthwise, fold_input, merge_pointwise, prepare
 from tests.convert.graphs import graph, normal, operators, pictures, run
 
 node = helper.make_node
@@ -136,6 +136,40 @@ def test_other_products_are_left_alone(shape: tuple[int, ...], following: str) -
     model = batch_norm(shape, following)
     affine_to_depthwise(model)
     assert "Mul" in operators(model)
+
+
+def bottleneck(inner: int, *last: NodeProto, **attributes: Any) -> ModelProto:
+    """Two 1x1 convolutions, 8 to `inner` to 12 channels, with nothing between them; what reads the second is given."""
+    nodes = [
+        node("Conv", ["image", "w1", "b1"], ["a"]),
+        node("Conv", ["a", "w2"], ["b"], **attributes),
+        *(last or (node("Relu", ["b"], ["probabilities"]),)),
+    ]
+    weights = {"w1": normal(inner, 8, 1, 1), "b1": normal(inner, seed=1), "w2": normal(12, inner, 1, 1, seed=2)}
+    return graph(nodes, weights, [8, 6, 6])
+
+
+def test_two_1x1_convolutions_with_nothing_between_them_become_one() -> None:
+    model, image = bottleneck(4), normal(2, 8, 6, 6, seed=3)
+    expected = run(model, image)[0]
+    merge_pointwise(model)
+    assert operators(model) == ["Conv", "Relu"]
+    np.testing.assert_allclose(run(tidy(model), image)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        bottleneck(2),  # one matrix of 8 x 12 has over 1.5 x the multiplications of 8 x 2 and 2 x 12
+        bottleneck(4, strides=[2, 2]),
+        bottleneck(4, node("Flatten", ["a"], ["c"]), node("Flatten", ["b"], ["probabilities"])),
+    ],
+    ids=["narrow", "strided", "read twice"],
+)
+def test_other_pairs_are_left_alone(model: ModelProto) -> None:
+    before = operators(model)
+    merge_pointwise(model)
+    assert operators(model) == before
 
 
 def test_tidy_names_depend_on_the_graph_alone() -> None:
