@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from perf import commands
 from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS, StackError
 from perf.engine import EngineError
+from perf.interrupts import ended_like_interrupts
 from perf.photos import default_sources
 from perf.recommend import CORE_HOUR_PRICE
 from perf.run import FULL, STACKS
@@ -21,9 +21,7 @@ HERE = Path(__file__).parent
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line and status 2."""
     given = parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, signal.default_int_handler)
+    ended_like_interrupts()
     command: Callable[[argparse.Namespace], int] = given.command
     try:
         return command(given)
@@ -130,7 +128,9 @@ def _plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    if not (names := tuple(name for name in text.split(",") if name)):
+        raise argparse.ArgumentTypeError(f"{text!r} names none")
+    return names
 
 
 def _count(text: str) -> int:

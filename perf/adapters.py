@@ -93,7 +93,7 @@ def wrk_commands(load: Load, folder: Path) -> list[list[str]]:
 
 def wrk_samples(load: Load, folder: Path) -> list[Sample]:
     """wrk's histogram and status counts, spread over its requests."""
-    lines = [line.split()[1:] for line in (folder / "1.out").read_text().splitlines() if line.startswith("sous ")]
+    lines = [line.split()[1:] for line in _printed(folder) if line.startswith("sous ")]
     values = [(float(a) / 1000, int(float(b))) for key, a, b in lines if key == "latency_us"]
     statuses = [(int(a), int(float(b))) for key, a, b in lines if key == "status"]
     totals = [(float(a) / 1e6, int(float(b))) for key, a, b in lines if key == "total"]
@@ -125,7 +125,7 @@ def siege_commands(load: Load, folder: Path) -> list[list[str]]:
 
 def siege_samples(load: Load, folder: Path) -> list[Sample]:
     """siege's lines `HTTP/1.1 200  0.05 secs:  612 bytes ==> POST url`, and its count of failed transactions."""
-    lines = [line.split() for line in (folder / "1.out").read_text(errors="replace").splitlines()]
+    lines = [line.split() for line in _printed(folder)]
     answers = [(float(w[2]) * 1000, int(w[1]), int(w[4])) for w in lines if len(w) > 6 and w[0].startswith("HTTP/")]
     summary = {" ".join(w[:2]): w[2] for w in lines if len(w) > 2}
     elapsed = float(summary.get("Elapsed time:", load.seconds))
@@ -136,11 +136,18 @@ def siege_samples(load: Load, folder: Path) -> list[Sample]:
 
 
 def _evenly(elapsed_s: float, size: int, answers: list[tuple[float, int]]) -> list[Sample]:
-    """Samples whose sends fill the elapsed time evenly and whose answers share the bytes."""
-    n = max(1, len(answers))
-    last = max(0.0, elapsed_s - (max(ms for ms, _ in answers) / 1000 if answers else 0))
-    order = range(len(answers))
-    return [Sample(last * k / n, *answers[k], size // n, UNKNOWN_PHOTO) for k in order]
+    """Samples evenly in time, so early that each is answered when the time is up; answers share the bytes."""
+    parts, share = max(1, len(answers) - 1), size // max(1, len(answers))
+    return [
+        Sample(max(0.0, elapsed_s - ms / 1000) * k / parts, ms, status, share, UNKNOWN_PHOTO)
+        for k, (ms, status) in enumerate(answers)
+    ]
+
+
+def _printed(folder: Path) -> list[str]:
+    """Lines of the tool; none where it was not started."""
+    out = folder / "1.out"
+    return out.read_text(errors="replace").splitlines() if out.exists() else []
 
 
 def _bodies(load: Load, folder: Path) -> list[str]:

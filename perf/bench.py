@@ -14,6 +14,7 @@ from perf import facts, photos
 from perf.bench_rows import CPU, Bench, Effort, decode_rows, expected_s, model_rows, packages, ready_rows
 from perf.bench_servers import CHECKOUT
 from perf.bench_table import Row, table
+from perf.interrupts import ended_like_interrupts
 
 FULL = Effort(rounds=5, round_s=4.0, decodes=30, starts=3, requests=1000)
 QUICK = Effort(rounds=2, round_s=1.0, decodes=10, starts=1, requests=200)
@@ -37,6 +38,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, help="write the figures and the machine here, as JSON")
     given = parser.parse_args(arguments)
     given.models = given.models.split(",")
+    if given.out and not given.out.parent.is_dir():
+        parser.error(f"there is no folder {given.out.parent} for --out: make it, or name another")
     given.files = sorted(path for path in given.photos.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not given.files:
         parser.error(f"no JPEG in {given.photos}; name a folder of photos with --photos")
@@ -60,6 +63,7 @@ def measure(given: argparse.Namespace, effort: Effort) -> Iterator[Row]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the table, as far as it came; status 2 where not everything could be measured."""
     given = options(arguments)
+    ended_like_interrupts()
     effort = QUICK if given.quick else FULL
     minutes = expected_s(given.models, len(given.files), effort) / 60
     sys.stdout.write(f"This takes about {minutes:.0f} minutes. Nothing else should run on this machine.\n")

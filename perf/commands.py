@@ -21,9 +21,10 @@ from perf.console import say, table_text, wrk_summary
 from perf.recommend import Constraints
 from perf.run import FULL, QUICK, STACKS, STUDY_ORDER, Options, Times
 from perf.samples import RESOURCES, SAMPLES, Sample
+from perf.summary import Cell
 
 CPU_SHARES = 4  # of the machine: up to three replicas and the load generator
-WRITTEN = (results.RESULTS, SAMPLES, RESOURCES, "report.html", "report.md", running.LOG)
+WRITTEN = (results.RESULTS, results.PARTIAL, SAMPLES, RESOURCES, "report.html", "report.md", running.LOG)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -204,7 +205,7 @@ def compare(given: argparse.Namespace) -> int:
 def plan(given: argparse.Namespace) -> int:
     """Print what a rate needs, and how far the model can be trusted."""
     facts_of_run, cells = results.read(given.folder)
-    check_mix(given.mix, facts_of_run["photos"])
+    check_mix(given.mix, cells)
     needed = findings.needs(
         facts_of_run,
         cells,
@@ -221,7 +222,9 @@ def plan(given: argparse.Namespace) -> int:
     return 0
 
 
-def check_mix(mix: dict[str, float] | None, measured: list[str]) -> None:
-    """Raise ValueError for a photo that was not measured."""
+def check_mix(mix: dict[str, float] | None, cells: list[Cell]) -> None:
+    """Raise ValueError for a photo whose time is not known of every model."""
+    timed = [set(cell.idle) for cell in cells if cell.stack in {"single", "plain"} and cell.idle and not cell.reasons]
+    measured = sorted(set.intersection(*timed)) if timed else []
     if unknown := [name for name in mix or {} if name not in measured]:
         raise ValueError(f"photo {', '.join(unknown)} was not measured: choose from {', '.join(measured)}")

@@ -70,21 +70,26 @@ def model(name: str, models_dir: Path, sources: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no package of that name.
+        ValueError: its report.json is damaged.
     """
     folder = newest_package(models_dir / name)
-    report = json.loads((folder / "report.json").read_text())
-    evaluation, source = report["evaluation"], sources / f"{name}.keras"
-    served = "float" if report["verdict"] == "keep float" else "int8"
-    return {
-        "version": report["version"],
-        "verdict": report["verdict"],
-        "photos": evaluation["photos"],
-        "agreement": evaluation.get("agreement"),
-        "accuracy": fraction(evaluation.get(served, {}).get("top1")),
-        "float_accuracy": fraction(evaluation.get("float", {}).get("top1")),
-        "package_bytes": report["files"]["model.onnx"]["bytes"],
-        "source_bytes": source.stat().st_size if source.exists() else None,
-    }
+    source = sources / f"{name}.keras"
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        evaluation = report["evaluation"]
+        served = "float" if report["verdict"] == "keep float" else "int8"
+        return {
+            "version": report["version"],
+            "verdict": report["verdict"],
+            "photos": evaluation["photos"],
+            "agreement": evaluation.get("agreement"),
+            "accuracy": fraction(evaluation.get(served, {}).get("top1")),
+            "float_accuracy": fraction(evaluation.get("float", {}).get("top1")),
+            "package_bytes": report["files"]["model.onnx"]["bytes"],
+            "source_bytes": source.stat().st_size if source.exists() else None,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'report.json'} is damaged ({error!r}): convert the model again") from error
 
 
 def fraction(percent: float | None) -> float | None:

@@ -85,6 +85,8 @@ def constraints(chosen: Recommendation) -> str:
     )
     if chosen.choices:
         return text
+    if chosen.unknown and not chosen.refused:
+        return f"{text} None can be chosen: {chosen.unknown[0][0]}: {chosen.unknown[0][1]}."
     if chosen.refused:
         remedy = "loosen the one that the table below names most, or plan more replicas (python -m perf plan)"
         return f"{text} No deployment meets them: {remedy}."

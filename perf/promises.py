@@ -19,15 +19,13 @@ def promises(run: dict[str, Any], cells: list[Cell]) -> Table:
 
 
 def _availability(cells: list[Cell]) -> Iterable[list[str]]:
-    ours = [c for c in cells if c.stack != "plain" and c.columns]
+    ours = [c for c in cells if c.stack != "plain"]
     if ours:
-        worst = min(ours, key=lambda c: c.columns.availability if c.columns else 0)
-        value = worst.columns.availability if worst.columns else 0
-        yield [
-            "every model on every stack of ours answers 100 %",
-            f"lowest: {worst.model} on {worst.stack}, {value:.2f} %",
-            _met(value == 100),
-        ]
+        sent = sum(c.columns.transactions for c in ours if c.columns)
+        failed = sum(c.columns.failed for c in ours if c.columns)
+        silent = [f"{c.model} on {c.stack}" for c in ours if not c.columns]
+        text = f"{sent - failed:,} of {sent:,} requests answered" + "".join(f"; {name}: none" for name in silent)
+        yield ["every model on every stack of ours answers 100 %", text, _met(not failed and not silent)]
 
 
 def _against_plain(cells: list[Cell]) -> Iterable[list[str]]:
@@ -57,7 +55,7 @@ def _int8(run: dict[str, Any]) -> Iterable[list[str]]:
 
 
 def _balancing(cells: list[Cell]) -> Iterable[list[str]]:
-    for cell in (c for c in cells if c.stack == "balanced"):
+    for cell in (c for c in cells if c.stack == "balanced" and not c.reasons):
         single = found(cells, "single", cell.model)
         one, both = rate_of(single), rate_of(cell)
         if one and both and cell.use:

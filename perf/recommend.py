@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import ceil, floor, inf, log
+from sys import float_info
 from typing import NamedTuple
 
 from perf.deployment import beside_cpus
@@ -63,6 +64,7 @@ class Recommendation:
     front: list[Candidate] = field(default_factory=list)  # Pareto: nothing is as good in everything and better in one
     dominated: list[tuple[Candidate, Candidate]] = field(default_factory=list)  # (candidate, one that dominates it)
     refused: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): constraints
+    unknown: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): a figure that a choice needs
     invalid: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): measurement
 
 
@@ -91,15 +93,16 @@ def recommend(cells: list[Cell], constraints: Constraints, cpus: float) -> Recom
     """
     valid = [c for c in cells if not c.reasons]
     candidates = [candidate(c, cpus, constraints.core_hour_price) for c in valid if not lacking(c)]
-    refused = [(f"{c.model} on {c.stack}", why) for c in valid if (why := lacking(c))]
-    refused += [(c.name, why) for c in candidates if (why := refusal(c, constraints))]
-    front = [c for c in candidates if not dominator(c, candidates)]
+    open_ = [c for c in candidates if not refusal(c, constraints)]
+    choices, best = _choose(candidates, constraints), front(open_)
+    chosen = {choice.candidate for choice in choices}
     return Recommendation(
         constraints=constraints,
-        choices=[_loosened(choice, candidates, constraints) for choice in _choose(candidates, constraints)],
-        front=front,
-        dominated=[(c, by) for c in candidates if (by := dominator(c, candidates))],
-        refused=refused,
+        choices=[_loosened(choice, candidates, constraints) for choice in choices],
+        front=best,
+        dominated=[(c, by) for c in open_ if c not in chosen and (by := dominator(c, best))],
+        refused=[(c.name, why) for c in candidates if (why := refusal(c, constraints))],
+        unknown=[(f"{c.model} on {c.stack}", why) for c in valid if (why := lacking(c))],
         invalid=[(f"{c.model} on {c.stack}", "; ".join(c.reasons)) for c in cells if c.reasons],
     )
 
@@ -149,6 +152,16 @@ def refusal(c: Candidate, limits: Constraints) -> str:
     return ", ".join(text for is_missed, text in missed if is_missed)
 
 
+def front(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that none of the others here dominates, as they came. Within its slack accuracy is no order (a chain of
+    half points may dominate link by link): one that is dominated itself dominates nothing."""
+    kept: list[Candidate] = []
+    for c in sorted(candidates, key=lambda c: (c.rate / c.memory_mb / c.cost, -c.p99_ms, c.accuracy), reverse=True):
+        if not dominator(c, kept):
+            kept.append(c)
+    return [c for c in candidates if c in kept]
+
+
 def dominator(c: Candidate, candidates: list[Candidate]) -> Candidate | None:
     """The cheapest candidate that is at least as good on every axis and better on one."""
     better = [o for o in candidates if _at_least(o, c) and any(a.good(o) > a.good(c) + a.slack for a in AXES)]
@@ -168,21 +181,26 @@ def _choose(candidates: list[Candidate], limits: Constraints) -> list[Choice]:
 def _loosened(choice: Choice, candidates: list[Candidate], limits: Constraints) -> Choice:
     """The choice, with what would win instead if one of the given limits were looser, and how much looser."""
     found = []
-    for name, shown in LIMITS.items():
-        open_limit = replace(limits, **{name: getattr(Constraints(), name)})
-        if open_limit == limits:
+
+    def winner(**looser: float) -> Candidate:
+        chosen = _choose(candidates, replace(limits, **looser))
+        return next(c.candidate for c in chosen if c.priority == choice.priority)
+
+    for name, (loosest, least) in LIMITS.items():
+        if getattr(limits, name) == getattr(Constraints(), name):
             continue
-        (other,) = (c.candidate for c in _choose(candidates, open_limit) if c.priority == choice.priority)
-        if other != choice.candidate:
-            found.append(f"{other.name} would win with {shown(other)}")
+        other = winner(**{name: loosest})
+        if other != choice.candidate and winner(**{name: least(other)}) == other:
+            found.append(f"{other.name} would win with --{name.replace('_', '-')} {least(other):g}")
     return replace(choice, change=[*choice.change, *found])
 
 
-LIMITS: dict[str, Callable[[Candidate], str]] = {
-    "min_accuracy": lambda c: f"--min-accuracy {floor(1000 * c.accuracy) / 1000:g}",
-    "max_p99_ms": lambda c: f"--max-p99-ms {ceil(c.p99_ms)}" if c.p99_ms < inf else "no limit of its p99",
-    "max_memory_mb": lambda c: f"--max-memory-mb {ceil(c.memory_mb)}",
-    "min_rate": lambda c: f"--min-rate {floor(min(c.rate, c.timed_rate))}",
+# A limit at its loosest (a p99 stays limited: without any, rates are other ones), and as a candidate needs it.
+LIMITS: dict[str, tuple[float, Callable[[Candidate], float]]] = {
+    "min_accuracy": (0.0, lambda c: floor(1000 * c.accuracy) / 1000),
+    "max_p99_ms": (float_info.max, lambda c: ceil(c.p99_ms)),
+    "max_memory_mb": (inf, lambda c: ceil(c.memory_mb)),
+    "min_rate": (0.0, lambda c: floor(min(c.rate, c.timed_rate))),
 }
 
 
@@ -265,9 +283,9 @@ def _most_accurate(open_: list[Candidate]) -> Choice:
 
 
 def _balanced(open_: list[Candidate]) -> Choice:
-    front = [c for c in open_ if not dominator(c, open_)]
-    wins = _wins(front)
-    best = max(front, key=lambda c: (_score(c, front, [1.0] * len(AXES)), -c.cost))
+    among = front(open_)
+    wins = _wins(among)
+    best = max(among, key=lambda c: (_score(c, among, [1.0] * len(AXES)), -c.cost))
     total = sum(len(weights) for weights in wins.values())
     share = len(wins[best]) / total
     figures = (
@@ -279,16 +297,16 @@ def _balanced(open_: list[Candidate]) -> Choice:
         f"{figures}",
         f"first in {share:.0%} of {total} other weightings of accuracy, rate, p99, memory and cost",
     ]
-    rivals = sorted((c for c in front if c != best and wins[c]), key=lambda c: -len(wins[c]))
+    rivals = sorted((c for c in among if c != best and wins[c]), key=lambda c: -len(wins[c]))
     return Choice("balance", best, reasons, [_swing(c, wins[c], total) for c in rivals[:2]])
 
 
-def _wins(front: list[Candidate]) -> dict[Candidate, list[tuple[int, ...]]]:
+def _wins(among: list[Candidate]) -> dict[Candidate, list[tuple[int, ...]]]:
     """For each candidate the weightings (tenths that add up to one) under which it comes first."""
-    wins: dict[Candidate, list[tuple[int, ...]]] = {c: [] for c in front}
+    wins: dict[Candidate, list[tuple[int, ...]]] = {c: [] for c in among}
     for weights in product(range(STEPS + 1), repeat=len(AXES)):
         if sum(weights) == STEPS:
-            wins[max(front, key=lambda c: (_score(c, front, list(weights)), -c.cost))].append(weights)
+            wins[max(among, key=lambda c: (_score(c, among, list(weights)), -c.cost))].append(weights)
     return wins
 
 
@@ -306,14 +324,11 @@ def _place(axis: Axis, c: Candidate, among: list[Candidate]) -> float:
 
 
 def _swing(c: Candidate, weights: list[tuple[int, ...]], total: int) -> str:
-    """Which weights bring a rival to the front: the axis it leans on most and the least that axis must weigh."""
+    """Which weights bring a rival to the front: the axis it leans on most."""
     mean = [sum(w[k] for w in weights) / len(weights) / STEPS for k in range(len(AXES))]
     k = max(range(len(AXES)), key=lambda j: mean[j])
-    least = min(w[k] for w in weights) / STEPS
-    return (
-        f"{c.name} in {len(weights) / total:.0%} of the weightings: those in which {AXES[k].name} weighs most (mean "
-        f"{mean[k]:.0%}, from {least:.0%})"
-    )
+    share = len(weights) / total
+    return f"{c.name} in {share:.0%} of the weightings: {AXES[k].name} weighs {mean[k]:.0%} in them on average"
 
 
 def _ms(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from perf import findings, plan, plots, promises, results, tables
 from perf.chart import COLOURS, GRID, INK, MUTED, SURFACE, Chart
 from perf.recommend import Choice, Constraints, Recommendation, recommend
-from perf.study import ACCURACY_CAVEAT
+from perf.study import accuracy_caveat
 from perf.study_table import twelve_columns
 from perf.summary import Cell
 from perf.tables import Table
@@ -79,7 +79,7 @@ def page(report: Report, wide: list[Chart], narrow: list[Chart]) -> str:
         drawn.get("rates", ""),
         table(promises.promises(run, cells), "words"),
         "<h2>Models</h2>",
-        f'<p class="note">{escape(ACCURACY_CAVEAT)}</p>',
+        f'<p class="note">{escape(caveat)}</p>' if (caveat := accuracy_caveat(run["models"])) else "",
         table(tables.models(run, cells), titled=False),
         drawn.get("models", ""),
         "<h2>Deployments</h2>",
@@ -199,7 +199,7 @@ def markdown(report: Report, drawn: list[Chart]) -> str:
         images.get("rates", ""),
         table_markdown(promises.promises(run, cells)),
         "## Models",
-        ACCURACY_CAVEAT,
+        accuracy_caveat(run["models"]),
         table_markdown(tables.models(run, cells)),
         images.get("models", ""),
         "## Deployments",

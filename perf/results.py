@@ -10,11 +10,12 @@ from perf.samples import read_resources, read_samples
 from perf.summary import Cell, Columns, Latency, Use, summarise
 
 RESULTS = "results.json"
+PARTIAL = f".{RESULTS}"  # left by a run that was killed while it saved
 
 
 def save(folder: Path, run: dict[str, Any], cells: list[Cell] | None = None) -> None:
     """Replace `results.json` in one step; `cells` only once the samples are summarised."""
-    new = folder / f".{RESULTS}"
+    new = folder / PARTIAL
     new.write_text(json.dumps({"run": run, "cells": [asdict(c) for c in cells or []]}, indent=1) + "\n")
     new.replace(folder / RESULTS)
 

@@ -4,6 +4,7 @@ They are those of its tables, as the brief of this project gives them; the study
 Its photos were full-size; ours are 64x64 enlarged to 224x224, so accuracies are not comparable, only shown.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -33,8 +34,13 @@ class StudyStack(NamedTuple):
 
 # The study measured its deployments with one model each; it names the rates alone.
 STACKS = {"balanced": StudyStack(18.27, None), "scaled": StudyStack(23.2, 100.0)}
-ACCURACY_CAVEAT = (
+_ACCURACY = (
     "Our accuracy is on 64x64 photos enlarged to the models' 224x224 input (no evaluation photos of another resolution "
     "are at hand), the study's is on full-size ones, by its own training: the two are not comparable and stand side by "
     "side only to be seen. What can be judged here is int8 against float, on the same photos."
 )
+
+
+def accuracy_caveat(models: Iterable[str]) -> str:
+    """What our accuracies and the study's have to do with each other; nothing where none of its models is here."""
+    return "" if MODELS.keys().isdisjoint(models) else _ACCURACY

@@ -172,9 +172,9 @@ def elapsed_s(samples: list[Sample]) -> float:
 
 
 def _answers(samples: list[Sample]) -> tuple[Floats, float, Floats]:
-    """Moments of the 2xx answers after the first send, elapsed time, and their latencies in ms."""
+    """Moments of the 2xx answers after the first send, elapsed time, and their latencies in ms; in order of sending."""
     first = min(s.at_s for s in samples)
-    good = [s for s in samples if s.status // 100 == 2]
+    good = sorted(s for s in samples if s.status // 100 == 2)
     latency = np.array([s.latency_ms for s in good])
     return np.array([s.at_s for s in good]) - first + latency / 1000, elapsed_s(samples), latency
 
@@ -187,7 +187,7 @@ def latencies(samples: list[Sample], offered: float) -> Latency:
     # the requests under way when the last was sent are no backlog as long as they take no longer than others
     sending = max(s.at_s for s in samples) - min(s.at_s for s in samples)
     least = sending * len(samples) / max(1, len(samples) - 1)
-    usual = float(np.median(values)) / 1000 if len(values) else 0.0
+    usual = float(np.median(values[: 1 + len(values) // 10])) / 1000 if len(values) else 0.0  # before any backlog
     answered = len(values) / max(least, elapsed - usual, 1e-9)
     mean = float(values.mean()) if len(values) else float("nan")
     return Latency(offered, answered, mean, p50, p95, p99, curve, n=len(values))

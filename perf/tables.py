@@ -132,7 +132,7 @@ def study_figures(cell: Cell) -> tuple[float | None, float | None]:
     """The study's rate and availability for a cell's kind: the plain recipe by model, its other deployments as one."""
     if cell.stack == "plain" and (study := MODELS.get(cell.model)):
         return study.rate, study.availability
-    stack = STACKS.get(cell.stack)
+    stack = STACKS.get(cell.stack) if cell.model in MODELS else None
     return (stack.rate, stack.availability) if stack else (None, None)
 
 
@@ -193,6 +193,7 @@ def needs(rate: float, max_p99_ms: float, price: float, rows: list[tuple[str, Ne
 def left_out(chosen: Recommendation) -> Table:
     """What no choice was made from, and why."""
     rows = [[name, "invalid", why] for name, why in chosen.invalid]
+    rows += [[name, "lacks a figure", why] for name, why in chosen.unknown]
     rows += [[name, "misses a constraint", why] for name, why in chosen.refused]
     rows += [[c.name, "dominated", f"{by.name} is at least as good in every figure"] for c, by in chosen.dominated]
     return Table("Not recommended", ["Deployment", "", "Why"], rows)
