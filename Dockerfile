@@ -12,6 +12,7 @@ FROM ${BALANCER_BASE} AS balancer
 ARG DEBIAN_SNAPSHOT
 RUN --mount=type=bind,source=deploy/apt-install,target=/tmp/apt-install /tmp/apt-install nginx
 COPY deploy/nginx /opt/sous/nginx
+RUN chmod -R a+rX /opt/sous
 USER www-data
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=2s --start-period=60s --retries=3 CMD ["/bin/bash", "-c", \
@@ -42,6 +43,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/sous/packages
 COPY service /opt/sous/service
 COPY convert /opt/sous/convert
+RUN chmod -R a+rX /opt/sous/service /opt/sous/convert
 WORKDIR /opt/sous
 ENV PYTHONPATH=/opt/sous/packages PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
@@ -73,12 +75,16 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && strip --strip-debug uvloop/*.so \
     && python3 -m compileall -q --invalidation-mode unchecked-hash .
 
+# Readable to the user below also where the checkout is its owner's alone (umask 077).
+FROM python AS files
+COPY models /opt/sous/models
+COPY service /opt/sous/service
+RUN chmod -R a+rX /opt/sous && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/sous/service
+
 FROM python AS service
 RUN groupadd --gid 10001 sous && useradd --uid 10001 --gid sous --no-create-home --shell /usr/sbin/nologin sous
 COPY --from=packages /opt/sous/packages /opt/sous/packages
-COPY models /opt/sous/models
-COPY service /opt/sous/service
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/sous/service
+COPY --from=files /opt/sous /opt/sous
 WORKDIR /opt/sous
 ENV SOUS_MODELS_DIR=/opt/sous/models HOME=/tmp
 USER 10001:10001

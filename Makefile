@@ -10,7 +10,7 @@ BIN := .venv/bin
 install: .venv/dev.stamp
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/bin/uv: requirements/uv.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $<

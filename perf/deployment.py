@@ -10,7 +10,7 @@ Engine = Literal["docker", "local"]
 
 # 2 cores: MAX_REPLICAS x CPUS = 1.5, nginx 0.2, scaler 0.2, load generator 0.1. The same figures as .env: tested.
 CPUS = 0.5
-MEMORY_MB = 512
+MEMORY_MB = 640
 REPLICAS = 2
 MAX_REPLICAS = 3
 BALANCER_CPUS = 0.2

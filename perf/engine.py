@@ -1,5 +1,6 @@
 """The few questions asked of a Docker engine, over its own socket: `docker stats` would take two seconds for each."""
 
+import functools
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ from urllib.parse import quote, urlsplit
 from perf import cgroups
 from perf.usage import Usage
 
-API = "/v1.41"  # Engine 20.10, the first with `one-shot` statistics
+API = (1, 41)  # Engine 20.10, the first with `one-shot` statistics
 
 
 Container = dict[str, Any]  # as the engine lists it
@@ -46,9 +47,19 @@ def ask(path: str) -> Any:
     Raises:
         EngineError: no engine listens, or it answered with an error.
     """
+    return _get(f"/v{'.'.join(map(str, _api(socket_path())))}{path}")
+
+
+@functools.cache
+def _api(_: str) -> tuple[int, ...]:
+    """The oldest version of the API that knows all questions and that the engine at this socket speaks."""
+    return max(API, tuple(map(int, _get("/version")["MinAPIVersion"].split("."))))
+
+
+def _get(path: str) -> Any:
     connection = _Socket("docker", timeout=10)
     try:
-        connection.request("GET", API + path)
+        connection.request("GET", path)
         answer = connection.getresponse()
         content = json.loads(answer.read())
     except OSError as error:

@@ -75,7 +75,11 @@ def decide(hpa: Hpa, history: History, now: float, seen: Observed) -> tuple[int,
     """Replicas wanted at `now` (seconds on a clock that does not go back), and the history for the next decision."""
     if seen.current == 0:
         return 0, history  # scaled to nothing by hand: autoscaling is off
-    raw = recommend(seen, hpa.target, hpa.tolerance)
+    within = min(max(seen.current, hpa.min_replicas), hpa.max_replicas)
+    if within != seen.current:  # at once, whatever metrics and policies say
+        return within, replace(history, changed=(*history.changed, (now, within - seen.current)))
+    silent = max(100.0, hpa.target) if hpa.metric == "cpu" else hpa.target
+    raw = recommend(seen, hpa.target, hpa.tolerance, silent)
     bounded = min(max(raw, hpa.min_replicas), hpa.max_replicas)
     stable = stabilise(hpa, history.recommended, now, seen.current, bounded)
     wanted = limit(hpa, history.changed, now, seen.current, stable)
@@ -88,11 +92,11 @@ def decide(hpa: Hpa, history: History, now: float, seen: Observed) -> tuple[int,
     )
 
 
-def recommend(seen: Observed, target: float, tolerance: float = TOLERANCE) -> int:
+def recommend(seen: Observed, target: float, tolerance: float = TOLERANCE, silent: float | None = None) -> int:
     """ceil(replicas x metric / target), with replicas that say nothing counted so that they damp the move.
 
-    A replica without a metric counts as at its target when the rest would scale down and as idle when they would
-    scale up; one not ready yet counts as idle when they would scale up.
+    A replica without a metric counts as `silent` (its target; of CPU all of its request, if that is more) when the rest
+    would scale down and as idle when they would scale up; one not ready yet counts as idle when they would scale up.
     """
     current, values, unready = seen.current, seen.values, seen.unready
     if not values:
@@ -102,7 +106,7 @@ def recommend(seen: Observed, target: float, tolerance: float = TOLERANCE) -> in
     if not missing and not (unready and ratio > 1):
         return current if _rounded(abs(ratio - 1)) <= tolerance else math.ceil(_rounded(ratio * len(values)))
     counted = len(values) + missing + (unready if ratio > 1 else 0)
-    damped = (sum(values) + (target * missing if ratio < 1 else 0)) / counted / target
+    damped = (sum(values) + ((silent or target) * missing if ratio < 1 else 0)) / counted / target
     if _rounded(abs(damped - 1)) <= tolerance or (ratio < 1) != (damped < 1):
         return current
     wanted = math.ceil(_rounded(damped * counted))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 PREFIX = "SOUS_"
+MOST = 2**40  # of any number: a terabyte, 34 years in milliseconds
 
 
 class SettingsError(ValueError):
@@ -17,7 +18,7 @@ class SettingsError(ValueError):
 
 
 def _count(description: str, least: int = 1) -> Any:
-    return msgspec.Meta(ge=least, description=description)
+    return msgspec.Meta(ge=least, le=MOST, description=description)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

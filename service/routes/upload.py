@@ -68,7 +68,7 @@ async def read_upload(request: HttpRequest, settings: Settings, deadline: float,
     Raises:
         BadRequest, RequestTooLarge, UnsupportedMediaType, QueueFull, DeadlineExceeded (`time.monotonic()`), ClientGone.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    kind, options = parse_options_header(request.headers.get("content-type", "").replace("\t", " "))
     if kind == "multipart/form-data":
         body = await _in_time(read_body(request, settings.max_request_bytes, share), deadline)
         return read_form(body, options.get("boundary", ""), settings.max_files)

@@ -76,6 +76,17 @@ def test_a_replica_has_time_to_drain() -> None:
     assert float(replica["stop_grace_period"].rstrip("s")) > (drain_ms + Settings().request_timeout_ms) / 1000
 
 
+def test_replicas_and_their_balancer_have_the_grace_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOP_GRACE_PERIOD", "75s")
+    found = read_services("--profile", "balanced")
+    assert {found[name]["stop_grace_period"] for name in ("replica", "balancer")} == {"1m15s"}
+
+
+def test_no_registry_is_asked_for_what_is_built_here() -> None:
+    for arguments in ((), ("--profile", "scaled")):
+        assert {given["pull_policy"] for given in read_services(*arguments).values()} == {"never"}
+
+
 def test_every_setting_of_the_service_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {PREFIX + field.upper() for field in Settings.__struct_fields__} - {"SOUS_MODELS_DIR"}  # of the image
     for name in known:

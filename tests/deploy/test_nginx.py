@@ -242,6 +242,18 @@ def test_a_malformed_request_gets_a_problem_document(balanced: Balanced) -> None
     assert json.loads(answer.read())["code"] == "bad_request"
 
 
+@pytest.mark.parametrize("line", ["GET /%", "GET /../x", f"GET /{'x' * 9000}", f"GET / HTTP/1.1\r\nx: {'y' * 9000}"])
+def test_a_request_without_a_readable_address_gets_one_too(balanced: Balanced, line: str) -> None:
+    client, _ = balanced(200)
+    with socket.create_connection((client.connection.host, client.connection.port), timeout=5) as connection:
+        head = line if "HTTP" in line else f"{line} HTTP/1.1"
+        connection.sendall(f"{head}\r\nHost: x\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Type: application/problem+json" in answer
+    assert b'"code":"bad_request"' in answer
+
+
 def test_a_body_that_finds_no_room_is_shed_as_the_service_sheds_it(balanced: Balanced) -> None:
     client, replicas = balanced(200)
     (client.log.parent / "body").chmod(0)

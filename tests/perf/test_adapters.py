@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from perf import photos
-from perf.adapters import Load, find, wrk_samples
+from perf.adapters import Load, find, siege_samples, wrk_samples
+from perf.intervals import rate
 from perf.meter import drive
 from perf.samples import Sample, Second
 
@@ -29,6 +30,18 @@ def driven(tool: str, load: Load, server: Any) -> tuple[list[Sample], list[Secon
 
 def to(server: Any, photos_dir: Path, **given: Any) -> Load:
     return Load(f"{server.url}/predict?model=m", photos_dir, **{"users": 4, "seconds": 1.5, **given})
+
+
+def test_a_slow_answer_moves_no_other(tmp_path: Path) -> None:
+    """siege says when nothing was sent: 300 answers of 30 s, one of which took 5."""
+    lines = ["HTTP/1.1 200     0.10 secs:     100 bytes ==> POST /predict"] * 300
+    lines[150] = lines[150].replace("0.10", "5.00")
+    (tmp_path / "1.out").write_text("\n".join([*lines, "Elapsed time:\t\t30.00 secs"]))
+    sent = siege_samples(Load("", tmp_path, 10, 30), tmp_path)
+    ends = sorted(s.at_s + s.latency_ms / 1000 for s in sent)
+    assert ends[-1] == pytest.approx(30, abs=0.01)
+    assert all(29 < end - start < 31 for start, end in [(ends[0], ends[-1])])
+    assert rate(np.array(ends), 30.0).value == pytest.approx(10, rel=0.02)
 
 
 @pytest.mark.parametrize("tool", TOOLS)

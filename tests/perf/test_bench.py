@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socketserver
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def test_what_is_missing_is_said_before_anything_is_measured(tmp_path, capsys):
     for arguments, message in (
         (["--photos", str(tmp_path)], "no JPEG in"),
         (["--photos", str(synthetic(tmp_path / "photos")), "--models-dir", str(tmp_path)], "no mobilenet_v2"),
+        (["--out", str(tmp_path / "missing" / "out.json")], "there is no folder"),
     ):
         with pytest.raises(SystemExit) as refused:
             bench.main(arguments)
@@ -173,7 +175,8 @@ def test_the_whole_of_it_runs_on_a_small_package(tmp_path, monkeypatch, capsys):
     assert "not compared with the plain recipe" in output.out + output.err
 
 
-def test_an_interrupted_run_prints_what_it_has_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_prints_what_it_has_and_leaves_no_process(tmp_path, number):
     write_package(tmp_path / "models", "resnet101_v2")
     command = [sys.executable, "-m", "perf.bench", "--models", "resnet101_v2", "--models-dir", str(tmp_path / "models")]
     photos = synthetic(tmp_path / "photos")
@@ -183,7 +186,7 @@ def test_an_interrupted_run_prints_what_it_has_and_leaves_no_process(tmp_path):
     before = []
     while len(before) < 2 or not cpu_seconds(before[1]):
         before = bench_servers.tree(process.pid)
-    process.send_signal(2)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert b"error: interrupted" in err

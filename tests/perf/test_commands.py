@@ -10,7 +10,7 @@ import pytest
 
 from perf import compose, facts, results, stacks
 from perf.__main__ import main, parser
-from perf.commands import Progress, run_options, times
+from perf.commands import Progress, prepare, run_options, times
 from perf.run import FULL, QUICK
 
 
@@ -67,7 +67,17 @@ def test_a_mistake_is_one_line_and_status_2(
 
 @pytest.mark.parametrize(
     "given",
-    [["-d", "0s"], ["-d", "soon"], ["-d", "inf"], ["-c", "0"], ["--rate", "-1"], ["--rate", "nan"], ["--tool", "ab"]],
+    [
+        ["-d", "0s"],
+        ["-d", "soon"],
+        ["-d", "inf"],
+        ["-c", "0"],
+        ["--rate", "-1"],
+        ["--rate", "nan"],
+        ["--tool", "ab"],
+        ["--stacks", ","],
+        ["--models", ""],
+    ],
 )
 def test_an_option_out_of_range_is_refused(given: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -92,6 +102,12 @@ def test_a_folder_with_other_files_is_not_written_to(
     assert main(["run", *given]) == 2
     assert "holds other files (thesis.txt)" in capsys.readouterr().err
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_a_killed_run_was_writing_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".results.json").write_text('{"run"')
+    prepare(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_place_of_the_results_is_a_mistake_in_one_line(

@@ -49,6 +49,25 @@ def test_a_project_is_opened_by_the_files_that_it_was_brought_up_with(monkeypatc
         assert sorted(compose.opened_as("sous", mounted)) == sorted(options)
 
 
+def test_a_replica_that_the_scaler_started_does_not_say_how_the_project_was_brought_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine lists the newest first."""
+    label, files = "com.docker.compose.", "docker-compose.yml"
+    listed = [
+        {
+            "Labels": {
+                f"{label}service": service,
+                f"{label}project.working_dir": "/srv",
+                f"{label}project.config_files": at,
+            }
+        }
+        for service, at in (("replica", f"/project/{files}"), ("balancer", f"/srv/{files}"))
+    ]
+    monkeypatch.setattr(engine, "containers", lambda _: listed)
+    assert f"/project/{files}" in compose.opened_as("sous", Path("/project"))
+
+
 def test_a_file_that_the_scaler_does_not_see_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"config_files": "/srv/sous/docker-compose.yml", "environment_file": "/etc/sous.env"}
     labelled(monkeypatch, working_dir="/srv/sous", **files)

@@ -21,5 +21,13 @@ def test_accuracy_is_the_fraction_that_the_package_itself_states(name: str) -> N
     assert found["source_bytes"] is None  # no Keras file there
 
 
+@pytest.mark.parametrize("content", ["", '{"name": "m"', "{}", "[]", '{"evaluation": 1, "verdict": "int8"}'])
+def test_a_damaged_report_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"m/1/report\.json is damaged .*: convert the model again"):
+        facts.model("m", tmp_path, tmp_path)
+
+
 def test_without_labels_there_is_no_accuracy() -> None:
     assert facts.fraction(None) is None

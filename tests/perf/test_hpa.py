@@ -52,6 +52,19 @@ def test_silent_replicas_damp_the_move(current: int, values: list[float], unread
     assert recommend(Observed(current, values, unready), 100) == wanted
 
 
+def test_a_replica_without_cpu_figures_counts_as_its_whole_request_going_down() -> None:
+    seen = Observed(3, [10, 10])
+    assert decide(FREE, History(), 0.0, seen)[0] == 3  # (10 + 10 + 100) / 3 is the target of 40
+    assert decide(replace(FREE, metric="queue"), History(), 0.0, seen)[0] == 2  # (10 + 10 + 40) / 3 is half of it
+
+
+def test_replicas_out_of_bounds_are_brought_back_at_once_whatever_the_policies_say() -> None:
+    slow = Rules((Policy("Pods", 1, 60),), window_s=300)
+    hpa = replace(HPA, min_replicas=2, max_replicas=3, up=slow, down=slow)
+    assert decide(hpa, History(), 0.0, Observed(8, [40] * 8))[0] == 3
+    assert decide(hpa, History(), 0.0, Observed(1, []))[0] == 2
+
+
 def test_the_documented_scale_down_takes_ten_percent_above_forty_replicas_and_four_below() -> None:
     down = Rules((Policy("Pods", 4, 60), Policy("Percent", 10, 60)), window_s=0)
     hpa, history, replicas, steps = replace(HPA, min_replicas=10, down=down), History(), 80, [80]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from perf import meter
-from perf.adapters import Load, Tool, find
+from perf.adapters import TOOLS, Load, Tool, find
 from perf.meter import Usage, cpu_seconds, drive, machine_seconds
 from perf.samples import Sample
 
@@ -26,6 +26,22 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_no_process(
     assert len(sent) > 20
     assert max(s.at_s for s in sent) < 10
     assert read
+
+
+@pytest.mark.parametrize("tool", ["wrk", "siege"])
+def test_an_interrupt_before_the_generator_has_started_is_an_interrupt(
+    tool: str, server: Any, photos_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(meter, "generators", interrupted)
+    kept: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        drive(
+            TOOLS[tool], Load(server.url, photos_dir, 1, 1), server, lambda *given: kept.append(given), lambda _: None
+        )
+    assert kept == [([], [])]
 
 
 def test_a_generator_that_fails_is_reported_in_its_own_words(server: Any, photos_dir: Path) -> None:

@@ -108,7 +108,7 @@ def test_an_invalid_cell_is_left_out_with_its_reason() -> None:
 def test_a_cell_that_lacks_a_figure_is_left_out_with_what_it_lacks() -> None:
     unlabelled, unread = replace(LARGE, accuracy=None), replace(SMALL, stack="scaled", use=None)
     made = chosen([*CELLS[:2], PLAIN, unlabelled, unread])
-    assert made.refused == [
+    assert made.unknown == [
         ("large on single", "its accuracy is not known: convert the model with labelled photos"),
         ("small on scaled", "its resources could not be read"),
     ]
@@ -118,6 +118,28 @@ def test_the_front_holds_what_nothing_beats() -> None:
     made = chosen()
     assert {c.name for c in made.front} == {"small on single", "small on balanced", "large on single"}
     assert [(c.name, by.name) for c, by in made.dominated] == [("small on plain", "small on single")]
+
+
+def test_a_chain_of_half_points_leaves_both_its_ends_on_the_front() -> None:
+    """Each next one is better in all but the half point of accuracy, which is no order."""
+    chain = [cell("single", name, accuracy=a, rate=r, p99=1e3 / r, memory=1e4 / r) for name, a, r in CHAIN]
+    made = chosen(chain)
+    assert [c.model for c in made.front] == ["exact", "quick"]
+
+
+CHAIN = (("exact", 0.600, 100), ("mid", 0.596, 110), ("quick", 0.592, 120))
+
+
+def test_only_what_meets_the_limits_dominates() -> None:
+    made = chosen(min_accuracy=0.59)
+    assert [(c.name, by.name) for c, by in made.dominated] == []
+    assert {c.name for c in made.front} == {"large on single"}
+
+
+def test_what_is_chosen_is_not_left_out() -> None:
+    dear = cell("plain", "large", accuracy=0.604, rate=11, p99=310, memory=230)
+    made = chosen([*CELLS, dear])
+    assert not {c.candidate for c in made.choices} & {c for c, _ in made.dominated}
 
 
 def test_nothing_dominates_its_equal() -> None:
@@ -178,6 +200,16 @@ def test_each_limit_says_what_would_win_were_it_looser(limits: dict[str, float],
     (choice,) = [c for c in chosen(**limits).choices if c.priority == priority]
     assert change in choice.change
     assert not any("--" in text for c in chosen().choices for text in c.change)
+
+
+def test_no_looser_limit_is_named_that_would_not_do() -> None:
+    """The rate at which a p99 was measured still counts."""
+    slow = cell("single", "slow", accuracy=0.7, rate=300, p99=50, memory=50)
+    faster = replace(slow.latency["rate"], offered=200.0, answered=200.0)
+    timed = replace(slow, model="timed", latency={"rate": faster}, accuracy=0.6)
+    (choice,) = [c for c in chosen([slow, timed], min_rate=100, max_p99_ms=60).choices if c.priority == "lowest cost"]
+    assert choice.candidate.name == "timed on single"
+    assert [text for text in choice.change if "--" in text] == ["slow on single would win with --min-rate 10"]
 
 
 def test_a_rate_and_a_p99_must_have_been_measured_together() -> None:

@@ -36,6 +36,8 @@ def test_a_stack_that_falls_behind_the_constant_rate_has_no_p99(loads: SimpleNam
     assert not made.kept_up
     assert Cell("single", "m", [], latency={"rate": made}).p99_ms == float("inf")
     assert latencies(loads.closed(20, 50, 10), offered=20).kept_up
+    little = [s._replace(latency_ms=10 + 4.5 * k) for k, s in enumerate(loads.closed(20, 0, 30))]  # 18.3 of 20 a second
+    assert not latencies(little, offered=20).kept_up
 
 
 def test_use_is_measured_between_the_first_and_last_reading(loads: SimpleNamespace) -> None:

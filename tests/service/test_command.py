@@ -48,6 +48,16 @@ def test_a_bad_setting_is_one_line_and_exit_status_2(settings: dict[str, object]
     assert ended.stderr.count("\n") == 1
 
 
+def test_a_worker_that_drains_is_given_the_time_for_it() -> None:
+    """It notifies no more meanwhile, and its last notice is up to half of `timeout` old."""
+    code = "from service import gunicorn_conf as conf; print(conf.timeout, conf.graceful_timeout)"
+    for timeout_ms in (1000, 60_000):
+        settings = environment(Path("models"), {"request_timeout_ms": timeout_ms})
+        done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, env=settings, capture_output=True, check=True)
+        timeout, graceful = map(int, done.stdout.split())
+        assert timeout - timeout / 2 >= graceful > timeout_ms / 1000
+
+
 def test_an_option_gunicorn_does_not_know_is_refused() -> None:
     ended = run("--no-such-option")
     assert ended.returncode == 2

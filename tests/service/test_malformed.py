@@ -85,6 +85,8 @@ def bombs():
     empty_scan = bytes.fromhex("ffda0008010100010500")
     progressive = encode(photo(1900, 1900), "JPEG", progressive=True)
     yield "jpeg of scans", progressive[:-2] + empty_scan * 3000 + b"\xff\xd9"
+    hidden = b"\xff\x01\xff\xff" + empty_scan * 3000  # behind TEM, which has no length: no segment is passed over
+    yield "jpeg of hidden scans", progressive[:-2] + hidden + b"\xff\xd9"
     yield "jpeg of empty segments", b"\xff\xd8" + b"\xff\xe1\0\2" * 900_000
     yield "jpeg of fill bytes", b"\xff\xd8" + b"\xff" * 3_000_000
     yield "png of zeros", encode(Image.new("RGBA", (2000, 2000)), "PNG")
@@ -218,6 +220,7 @@ def test_what_lies_around_a_picture_does_not_spoil_it():
 def test_bombs_are_refused():
     for name in (
         "jpeg of scans",
+        "jpeg of hidden scans",
         "jpeg of empty segments",
         "png huge by its header",
         "gif of tiny comments",
@@ -228,10 +231,10 @@ def test_bombs_are_refused():
 
 
 PEAK = """
-import pickle, resource, sys
+import pickle, sys
 from service.image import Contract, ImageError, Limits, decode
 small, files = pickle.load(open(sys.argv[1], "rb"))
-peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak_mb = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024  # since exec
 def attempt(data):
     try:
         decode(data, Contract(224, 224), Limits(4 << 20, 4_000_000))
@@ -253,6 +256,22 @@ def test_no_file_takes_more_memory_than_its_pixels_need(tmp_path: Path) -> None:
     (tmp_path / "files").write_bytes(pickle.dumps((list(GOOD.values()), files)))
     found = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "files"], capture_output=True, text=True, check=True)
     assert float(found.stdout) < 4 * 24  # MB: 4 million pixels of at most 24 bytes
+
+
+def test_large_pictures_are_decoded_one_at_a_time_in_at_most_eight_bytes_a_pixel(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    large = [encode(Image.new(mode, (4000, 3000)), "PNG", exif=exif) for mode in ("LA", "RGBA", "RGB")]
+    large.append(encode(Image.new("CMYK", (4000, 3000)), "JPEG"))
+    (tmp_path / "files").write_bytes(pickle.dumps((list(GOOD.values()), large * 2)))
+    at_once = PEAK.replace("4 << 20, 4_000_000", "1 << 28, 12_000_000").replace(
+        "for data in files:\n    attempt(data)",
+        "from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(4).map(attempt, files))",
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", at_once, tmp_path / "files"], capture_output=True, text=True, check=True
+    )
+    assert 12 < float(found.stdout) < 12 * 8 + 30  # MB, buffers of four threads
 
 
 CODES = {400: {"empty_image"}, 413: {"too_many_bytes", "request_too_large"}, 415: {"unsupported_image_type"}}

@@ -123,6 +123,16 @@ def test_a_call_that_the_pool_sleeps_over_is_answered(models: Path, monkeypatch:
     assert ways == ["here"]
 
 
+def test_a_call_that_takes_as_long_as_others_did_is_waited_for(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(write_package(models) / "model.onnx", 2)
+    ways = watch(engine, monkeypatch)
+    monkeypatch.setattr(model_module, "LATE_S", 0.0)
+    engine._image_s = 1.0
+    with engine._places[0][0]:
+        engine.infer(np.zeros((2, 32, 32, 3), np.uint8))
+    assert ways == ["aside"]
+
+
 def test_a_file_without_metadata_is_no_package_but_opens_as_a_session(tmp_path: Path) -> None:
     path = save(tmp_path, {})
     with pytest.raises(PackageError, match=r"no `sous\.format`"):

@@ -154,6 +154,12 @@ def test_a_form_that_cannot_be_read_is_refused(server: Server, kind: str, body: 
     assert_problem(response, 400, "bad_request")
 
 
+def test_white_space_before_a_boundary_is_any(server: Server) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + jpeg("red") + b"\r\n--b--\r\n"
+    kind = {"content-type": "multipart/form-data;\tboundary=b"}
+    assert CLIENT.post(f"{server.url}/predict", content=body, headers=kind).json()["predictions"][0]["label"] == "red"
+
+
 def test_more_files_than_allowed_are_refused(server: Server) -> None:
     assert_problem(post_files(server, *[("x.jpg", jpeg("red"))] * 5), 400, "bad_request")
 

@@ -32,6 +32,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one() -> None:
         ("SOUS_TOP_K", ""),
         ("SOUS_SLOTS", "-1"),
         ("SOUS_MODELS_DIR", ""),
+        ("SOUS_MAX_QUEUE_DELAY_US", "999999999999999999"),
+        ("SOUS_REQUEST_TIMEOUT_MS", "9" * 400),
         ("SOUS_MAX_FILES", "200"),  # more than max_queue_size: such a request could never be queued
         ("SOUS_MAX_HELD_BYTES", str(32 * 1024**2 - 1)),  # less than max_request_bytes: such a body could never be read
         ("SOUS_MAX_REQUEST_BYTES", str(1024**3)),

@@ -1,0 +1,65 @@
+"""HTTP/1.1 as gunicorn's workers speak it: uvicorn's httptools protocol, and what it leaves open.
+
+The head of a request is bounded. An offer of another protocol (`Upgrade: h2c`, as Java's HttpClient makes with every
+request) is passed over, as RFC 9110 section 7.8 allows: the parser would drop the body behind it (uvicorn issue 2722).
+What is no HTTP is answered with problem details, too.
+"""
+
+import re
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
+
+from service.errors import problem
+
+MAX_HEAD_BYTES = 64 * 1024
+_END = re.compile(rb"\r?\n\r?\n")
+_UPGRADE = re.compile(rb"\r?\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    _head = b""  # what has arrived of the next request's
+    _between = True  # requests: the parser has seen nothing of the next one
+
+    def data_received(self, data: bytes) -> None:
+        if self._between and (self._head or data[:1].isalpha()):  # the parser says what is wrong with all else
+            self._head += data
+            end = _END.search(self._head)
+            if end is None and len(self._head) <= MAX_HEAD_BYTES:
+                self._unset_keepalive_if_required()
+                return
+            if end is None or end.start() > MAX_HEAD_BYTES:
+                self._refuse(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes.")
+                return
+            data, self._head = _UPGRADE.sub(b"", self._head[: end.start()]) + self._head[end.start() :], b""
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._between = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._between = True
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "bad_request", msg)
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        body = msgspec.json.encode(problem(status, code, detail))
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        self.transport.close()
+        self._head, self._between = b"", False
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]  # its base has no types
+    """gunicorn's worker with it."""
+
+    CONFIG_KWARGS = {"loop": "uvloop", "http": Protocol}  # noqa: RUF012  as its base has it

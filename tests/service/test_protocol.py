@@ -1,0 +1,85 @@
+"""What reaches the service below HTTP's usual requests, over real connections."""
+
+import json
+import socket
+from contextlib import suppress
+
+import pytest
+
+from service.protocol import MAX_HEAD_BYTES
+from tests.service.packages import jpeg
+
+OFFER = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+
+
+def connected(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def answer(connection):
+    """Status, content type and JSON of the next answer."""
+    file = connection.makefile("rb")
+    status = int(file.readline().split()[1])
+    headers = {}
+    while line := file.readline().strip():
+        name, _, value = line.decode().partition(": ")
+        headers[name.lower()] = value
+    return status, headers["content-type"], json.loads(file.read(int(headers["content-length"])))
+
+
+def post(body, more=""):
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\n{more}Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("cuts", [(), (40,), (150,), (230, 400)], ids=str)
+def test_a_client_that_offers_http_2_is_answered_over_http_1(server, cuts):
+    request = post(jpeg("red"), OFFER)
+    with connected(server) as connection:
+        for _ in range(2):  # the connection is kept
+            for start, end in zip((0, *cuts), (*cuts, len(request)), strict=True):
+                connection.sendall(request[start:end])
+            status, _, found = answer(connection)
+            assert (status, found["predictions"][0]["label"]) == (200, "red")
+
+
+def test_requests_one_behind_the_other_are_answered_in_order(server):
+    colours = ["red", "green", "blue"]
+    with connected(server) as connection:
+        connection.sendall(b"".join(post(jpeg(colour)) for colour in colours))
+        file = b""
+        while file.count(b"predictions") < len(colours):
+            file += connection.recv(65536)
+    places = [file.index(f'"label":"{colour}"'.encode()) for colour in colours]
+    assert places == sorted(places)
+
+
+def test_headers_without_end_are_refused_before_they_fill_the_memory(server):
+    with connected(server) as connection, suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(2 * MAX_HEAD_BYTES // 1024):
+            connection.sendall(b"x: " + b"y" * 1020 + b"\r\n")
+    with connected(server) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * MAX_HEAD_BYTES)
+        status, kind, found = answer(connection)
+        assert (status, kind, found["code"]) == (431, "application/problem+json", "headers_too_large")
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"NOT A REQUEST\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: x\n\n",
+        bytes.fromhex("16030100c8010000c403") + b"\0" * 190,  # https to this port
+    ],
+)
+def test_what_is_no_http_is_answered_at_once_with_problem_details(server, sent):
+    with connected(server) as connection:
+        connection.sendall(sent)
+        status, kind, found = answer(connection)
+        assert (status, kind, found["code"]) == (400, "application/problem+json", "bad_request")
+        assert connection.recv(1) == b""
