@@ -26,8 +26,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._between and (self._head or data[:1].isalpha()):  # the parser says what is wrong with all else
+            seen = max(0, len(self._head) - 3)
             self._head += data
-            end = _END.search(self._head)
+            end = _END.search(self._head, seen)
             if end is None and len(self._head) <= MAX_HEAD_BYTES:
                 self._unset_keepalive_if_required()
                 return

@@ -184,7 +184,7 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
-        assert (host["NanoCpus"], host["Memory"]) == (500_000_000, 512 * MIB)
+        assert (host["NanoCpus"], host["Memory"]) == (500_000_000, 640 * MIB)
         assert host["RestartPolicy"]["Name"] == "unless-stopped"
         docker("stop", container["Id"])
         assert engine.ask(f"/containers/{container['Id']}/json")["State"]["ExitCode"] == 0
