@@ -245,10 +245,20 @@ def _cheapest(open_: list[Candidate]) -> Choice:
 
 
 def _fastest(open_: list[Candidate]) -> Choice:
-    best, *rest = sorted(open_, key=lambda c: (-c.rate, c.cost, c.name))
+    by_rate = sorted(open_, key=lambda c: (-c.rate, c.cost, c.name))
+    # rates whose 95 % intervals reach each other are no reason to give up accuracy
+    same = [c for c in open_ if c.rate_high >= by_rate[0].rate_low]
+    better = [c for c in same if c.accuracy > by_rate[0].accuracy + SAME_ACCURACY]
+    best = max(better, key=lambda c: (c.accuracy, c.rate), default=by_rate[0])
     reasons = [f"{best.rate:.0f} answers a second, the most of {len(open_)}; p99 {_ms(best.p99_ms)}"]
+    if best != by_rate[0]:
+        points = 100 * (best.accuracy - by_rate[0].accuracy)
+        reasons[0] = (
+            f"{best.rate:.0f} answers a second; p99 {_ms(best.p99_ms)}; {by_rate[0].name} at {by_rate[0].rate:.0f}/s is "
+            f"no faster within their 95 % intervals, and {points:.1f} points less accurate"
+        )
     change = []
-    if rest:
+    if rest := [c for c in by_rate if c != best and c.rate <= best.rate]:
         other = rest[0]
         reasons.append(f"next: {other.name} at {other.rate:.0f}/s ({other.rate / best.rate - 1:+.0%})")
         change.append(f"{other.name} would win if the leader's rate were {1 - other.rate / best.rate:.0%} lower")

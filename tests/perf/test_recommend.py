@@ -178,6 +178,16 @@ def test_overlapping_rates_are_called_a_tie() -> None:
     assert "their 95 % intervals overlap: another run may swap them" in fastest.change
 
 
+def test_rates_that_their_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
+    close = cell("scaled", "better", accuracy=0.60, rate=187, p99=35, memory=210, replicas=2)
+    (fastest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "highest throughput"]
+    assert fastest.candidate.name == "better on scaled"
+    assert "small on balanced at 190/s is no faster within their 95 % intervals, and 2.0 points" in fastest.reasons[0]
+    assert fastest.reasons[1].startswith("next: small on single at 100/s")
+    apart = cell("scaled", "better", accuracy=0.60, rate=170, p99=35, memory=210, replicas=2)
+    assert by_priority(chosen([*CELLS, apart]))["highest throughput"] == "small on balanced"
+
+
 def test_costs_that_the_rates_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
     close = cell("single", "better", accuracy=0.60, rate=97, p99=41, memory=95)
     (cheapest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "lowest cost"]
