@@ -254,8 +254,8 @@ def _fastest(open_: list[Candidate]) -> Choice:
     if best != by_rate[0]:
         points = 100 * (best.accuracy - by_rate[0].accuracy)
         reasons[0] = (
-            f"{best.rate:.0f} answers a second; p99 {_ms(best.p99_ms)}; {by_rate[0].name} at {by_rate[0].rate:.0f}/s is "
-            f"no faster within their 95 % intervals, and {points:.1f} points less accurate"
+            f"{best.rate:.0f} answers a second; p99 {_ms(best.p99_ms)}; {by_rate[0].name} at {by_rate[0].rate:.0f}/s "
+            f"is no faster within their 95 % intervals, and {points:.1f} points less accurate"
         )
     change = []
     if rest := [c for c in by_rate if c != best and c.rate <= best.rate]:
