@@ -33,7 +33,7 @@ def absorb(model: ModelProto) -> ModelProto:
     for one in found:
         replace(model, one, chain(model, one, values, made))
     graph = model.graph
-    nodes = read_by_others([*(one_of(graph.input[0].name) if found else []), *graph.node], graph.output[0].name)
+    nodes = leading_to([*(one_of(graph.input[0].name) if found else []), *graph.node], graph.output[0].name)
     read = {name for node in nodes for name in node.input}
     weights = [tensor for tensor in graph.initializer if tensor.name in read]
     return like(model, helper.make_graph(nodes, graph.name, graph.input, graph.output, weights))
@@ -90,7 +90,7 @@ def chain(
     ]
 
 
-def read_by_others(nodes: list[NodeProto], answer: str) -> list[NodeProto]:
+def leading_to(nodes: list[NodeProto], answer: str) -> list[NodeProto]:
     """The nodes on a way to the answer."""
     needed, kept = {answer}, list[NodeProto]()
     for node in reversed(nodes):

@@ -14,7 +14,6 @@ from perf.usage import Ledger, Usage
 
 REPO = Path(__file__).parents[1]
 LABEL = "com.docker.compose.project."  # of containers: how their project was brought up
-SERVICE = "com.docker.compose.service"
 PORT = 8000  # of a replica in its container
 PACKAGES = ("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop", "simplejpeg")  # of the service
 
@@ -158,7 +157,7 @@ def opened_as(name: str, mounted: Path | None) -> list[str]:
     if not running:
         raise StackError(f"nothing of the compose project {name} runs: bring it up first, or set COMPOSE_PROJECT_NAME")
     # a replica may be the scaler's, whose labels say where it saw the files
-    opened = next((c for c in running if c["Labels"].get(SERVICE) != "replica"), running[0])
+    opened = next((c for c in running if c["Labels"].get(engine.SERVICE) != "replica"), running[0])
     labels = {key.removeprefix(LABEL): value for key, value in opened["Labels"].items()}
     folder = Path(labels["working_dir"])
     files = {"--file": labels["config_files"], "--env-file": labels.get("environment_file") or str(folder / ".env")}

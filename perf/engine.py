@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from perf import cgroups
 from perf.usage import Usage
 
+SERVICE = "com.docker.compose.service"  # label of a container
 API = (1, 41)  # Engine 20.10, the first with `one-shot` statistics
 
 
@@ -84,7 +85,7 @@ def containers(project: str, service: str | None = None) -> list[Container]:
     """Running containers of a compose project, as the engine lists them."""
     labels = [f"com.docker.compose.project={project}"]
     if service:
-        labels.append(f"com.docker.compose.service={service}")
+        labels.append(f"{SERVICE}={service}")
     found: list[Container] = ask("/containers/json?filters=" + quote(json.dumps({"label": labels})))
     return found
 

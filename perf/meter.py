@@ -66,9 +66,8 @@ def drive(tool: Tool, load: Load, stack: Running, keep: Keep, tick: Callable[[fl
     for _ in range(TRIES):
         with tempfile.TemporaryDirectory(prefix="sous-perf-") as name:
             folder, seconds, hung = Path(name), list[Second](), False
-            commands = tool.commands(load, folder)
             try:
-                with generators(commands, folder) as processes:
+                with generators(tool.commands(load, folder), folder) as processes:
                     hung = watch(processes, load, stack, seconds, tick, hung=partial(hangs, tool, folder))
             finally:
                 if not hung:

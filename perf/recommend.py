@@ -215,8 +215,7 @@ def _cheapest(open_: list[Candidate]) -> Choice:
     lowest = min(open_, key=lambda c: (c.cost, -c.accuracy, c.name))
     # costs whose rates' 95 % intervals reach each other are no reason to give up accuracy
     same = [c for c in open_ if c.cost * c.rate / c.rate_high <= lowest.cost * lowest.rate / lowest.rate_low]
-    better = [c for c in same if c.accuracy > lowest.accuracy + SAME_ACCURACY]
-    best = max(better, key=lambda c: (c.accuracy, -c.cost), default=lowest)
+    best = _more_accurate(same, lowest)
     rest = sorted((c for c in open_ if c != best), key=lambda c: (c.cost, -c.accuracy, c.name))
     reasons = [f"{best.cost:.3f} for a million answers at full load, the lowest of {len(open_)}"]
     change = []
@@ -244,12 +243,17 @@ def _cheapest(open_: list[Candidate]) -> Choice:
     )
 
 
+def _more_accurate(same: list[Candidate], leader: Candidate) -> Candidate:
+    """The most accurate of those that a run does not tell apart from the leader, where that is over half a point."""
+    better = [c for c in same if c.accuracy > leader.accuracy + SAME_ACCURACY]
+    return max(better, key=lambda c: (c.accuracy, -c.cost), default=leader)
+
+
 def _fastest(open_: list[Candidate]) -> Choice:
     by_rate = sorted(open_, key=lambda c: (-c.rate, c.cost, c.name))
     # rates whose 95 % intervals reach each other are no reason to give up accuracy
     same = [c for c in open_ if c.rate_high >= by_rate[0].rate_low]
-    better = [c for c in same if c.accuracy > by_rate[0].accuracy + SAME_ACCURACY]
-    best = max(better, key=lambda c: (c.accuracy, c.rate), default=by_rate[0])
+    best = _more_accurate(same, by_rate[0])
     reasons = [f"{best.rate:.0f} answers a second, the most of {len(open_)}; p99 {_ms(best.p99_ms)}"]
     if best != by_rate[0]:
         points = 100 * (best.accuracy - by_rate[0].accuracy)

@@ -40,7 +40,6 @@ def test_a_slow_answer_moves_no_other(tmp_path: Path) -> None:
     sent = siege_samples(Load("", tmp_path, 10, 30), tmp_path)
     ends = sorted(s.at_s + s.latency_ms / 1000 for s in sent)
     assert ends[-1] == pytest.approx(30, abs=0.01)
-    assert all(29 < end - start < 31 for start, end in [(ends[0], ends[-1])])
     assert rate(np.array(ends), 30.0).value == pytest.approx(10, rel=0.02)
 
 
