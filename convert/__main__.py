@@ -14,8 +14,9 @@ from typing import NoReturn
 
 from convert.card import table
 from convert.errors import ConvertError
+from convert.options import RANGES, Options
 from convert.photos import LEAST_CALIBRATION
-from convert.pipeline import RANGES, Options, convert
+from convert.pipeline import convert
 from convert.progress import Progress
 from convert.verify import Gate
 from service.model import PackageError

@@ -21,8 +21,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from convert import photos, pipeline, timing, verify
 from convert.__main__ import answered, parser, read_options
+from convert.options import Options
 from convert.photos import Photos
-from convert.pipeline import Options
 from convert.progress import Progress
 from service.cpu import cores
 from service.image import Contract
@@ -109,7 +109,7 @@ def theirs(work: Path, contract: Contract, found: Photos, progress: Progress) ->
 def rows(models: dict[str, Path], contract: Contract, found: Photos, progress: Progress) -> list[list[str]]:
     """A row a model; timed in turns, the throughput beside that of ONNX Runtime's first variant."""
     paths = list(models.values())
-    with progress.stage("answers to evaluation photos", pipeline.batches_of(found.evaluation)) as tick:
+    with progress.stage("answers to evaluation photos", photos.batch_count(found.evaluation)) as tick:
         answers = verify.answers(paths, found.evaluation, contract, tick)
     sample = next(photos.batches(found.evaluation, contract))
     plans = [(1, 1), (1, 2), (cores(), 1)]

@@ -18,6 +18,7 @@ from service.image import Contract, ImageError, Limits, decode
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 LIMITS = Limits(max_bytes=64_000_000, max_pixels=100_000_000)
 BATCH = 8
+TUNING = 1500  # photos at most
 LEAST_CALIBRATION, LEAST_EVALUATION = 16, 16
 FOLDERS = ("training", "validation", "evaluation")
 NUMBERED = re.compile(r"(\d{1,4})_")  # not the dates that cameras write
@@ -84,7 +85,7 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
     fitted, tuning, evaluation = parts
     twin = twin_of(evaluation)
     fitted = list(islice((photo for photo in fitted if not twin(photo)), calibration))
-    tuning = [photo for photo in tuning if not twin(photo)]
+    tuning = list(islice((photo for photo in tuning if not twin(photo)), TUNING))
     check_counts((fitted, tuning, evaluation), images)
     return Photos(tuple(fitted), tuple(tuning), tuple(evaluation), split, labels)
 
@@ -195,6 +196,11 @@ def batches(photos: Sequence[Photo], contract: Contract) -> Iterator[NDArray[np.
     """Pixels uint8 `[BATCH, H, W, 3]` of the photos in order; the last batch may be smaller."""
     for start in range(0, len(photos), BATCH):
         yield np.stack([pixels(photo.path, contract) for photo in photos[start : start + BATCH]])
+
+
+def batch_count(photos: Sequence[Photo]) -> int:
+    """How many batches that many photos are."""
+    return -(-len(photos) // BATCH)
 
 
 def pixels(path: Path, contract: Contract) -> NDArray[np.uint8]:

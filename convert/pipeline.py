@@ -2,66 +2,38 @@
 
 import ctypes
 import gc
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version as version_of
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from convert import card, golden, package, photos, ranges, timing, verify
+from convert import card, golden, package, photos, timing, verify
 from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_space, export
 from convert.optimise import prepare
+from convert.options import RANGES, Options
 from convert.photos import Photos
 from convert.progress import Progress
 from convert.prune import prune
 from convert.quantise import Candidate, Effect, Search
+from convert.report import describe, evaluation_of, properties, recipe_of
 from convert.source import Source, first_line, open_source
-from convert.verify import Gate, Score
 from service.cpu import cores
 from service.image import Contract
 from service.model import PackageError
 
 PARITY_PHOTOS = 16
 RANGE_PHOTOS = 96
-TUNING_PHOTOS = 1500
-RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20  # of glibc: larger blocks leave no holes in its heap when they are freed
 LEAST_PORTABLE = 99.0  # percent of answers that two kinds of CPU must share
-TOOLS = (
-    "keras", "tf-keras", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg",
-    "cykooz-resizer",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    source: Path
-    name: str
-    images: Path
-    labels: Path | None = None
-    version: int = 1
-    input_range: str = "0,1"
-    resize: str = "bicubic"
-    crop: str = "none"
-    weight_bits: int = 7
-    macs: float = 100.0
-    calibration: int = 512
-    gate: Gate = field(default_factory=Gate)
-    trust_source: bool = False
-    replace: bool = False
-    models: Path = Path("models")
 
 
 def convert(options: Options, progress: Progress) -> dict[str, Any]:
@@ -101,8 +73,8 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
         check_labelled(source, found, contract, options.input_range)
         tick()
-    judged = (*found.tuning[:TUNING_PHOTOS], *found.evaluation)
-    with progress.stage("check photos", batches_of(judged)) as tick:  # not after half an hour
+    judged = (*found.tuning, *found.evaluation)
+    with progress.stage("check photos", photos.batch_count(judged)) as tick:  # not after half an hour
         for _ in photos.batches(judged, contract):
             tick()
     with progress.stage("export", 1) as tick:
@@ -173,10 +145,9 @@ def search(
     for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
         with progress.stage(what, len(pixels)) as tick:
             rewrite(folded.model, pixels, folded.entry, tick)
-    tuning = found.tuning[:TUNING_PHOTOS]
-    with progress.stage("float answers, tuning photos", batches_of(tuning)) as tick:
-        (reference,) = verify.answers([work / "float.onnx"], tuning, contract, tick)
-    recipes = Search(folded, pixels, tuning, reference, contract, options.gate, work, progress)
+    with progress.stage("float answers, tuning photos", photos.batch_count(found.tuning)) as tick:
+        (reference,) = verify.answers([work / "float.onnx"], found.tuning, contract, tick)
+    recipes = Search(folded, pixels, found.tuning, reference, contract, options.gate, work, progress)
     return recipes.run(options.weight_bits)
 
 
@@ -188,7 +159,7 @@ def evaluate(
     Raises:
         GateRefusedError: a limit is missed.
     """
-    with progress.stage("verify on evaluation photos", batches_of(found.evaluation)) as tick:
+    with progress.stage("verify on evaluation photos", photos.batch_count(found.evaluation)) as tick:
         answers = verify.answers(paths, found.evaluation, contract, tick)
     score = verify.score(answers[0], answers[1], found.evaluation)
     if missed := options.gate.missed(score):
@@ -259,65 +230,6 @@ def judge(kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
     return ("mixed" if kept else "int8"), f"int8 has {ratio:.2f} x the throughput of float inside the gate{note}."
 
 
-def evaluation_of(score: Score, paths: Sequence[Path], timed: Sequence[timing.Timed]) -> dict[str, Any]:
-    """The `evaluation` member of report.json: percent, but for `agreement`, a fraction by the contract."""
-    sides = {}
-    for side, path, times, share in zip(("float", "int8"), paths, timed, (score.float_top1, score.top1), strict=True):
-        sides[side] = {"bytes": path.stat().st_size, "latency_ms": times.latency_ms, "images_per_s": times.images_per_s}
-        if share is not None:
-            low, high = verify.interval(share, score.photos)
-            sides[side] |= {"top1": share, "top1_low": low, "top1_high": high}
-    drop = {} if score.top1 is None else {"drop": score.drop}
-    drift = {"agreement": score.agreement / 100, "max_dp": score.max_dp, "mean_dp": score.mean_dp}
-    return {"photos": score.photos, **drift, **drop, **sides}
-
-
-def describe(options: Options, origin: dict[str, str], contract: Contract, found: Photos) -> dict[str, Any]:
-    """What was converted, from what, with what."""
-    return {
-        "format": 1,
-        "name": options.name,
-        "version": options.version,
-        "labels": list(found.labels),
-        "preprocessing": {**asdict(contract), "color": "RGB"},
-        "input_range": options.input_range,
-        "source": origin,
-        "photos": {
-            "split": found.split,
-            "calibration": len(found.calibration),
-            "calibration_sha256": photos.fingerprint(found.calibration),
-            "tuning": len(found.tuning[:TUNING_PHOTOS]),
-            "evaluation": len(found.evaluation),
-        },
-        "tools": {"python": platform.python_version()} | {name: version_of(name) for name in TOOLS},
-    }
-
-
-def recipe_of(candidate: Candidate, effects: Sequence[Effect]) -> dict[str, Any]:
-    """How the weights and ranges were made, and what was measured on the way."""
-    model = onnx.load(candidate.path)
-    recipe = candidate.recipe
-    return {
-        "clip": ranges.METHOD,
-        "weight_bits": recipe.weight_bits,
-        "macs": candidate.macs,
-        "kept_float": sorted(recipe.keep_float),
-        "float_steps": float_steps(model),
-        "tuning": asdict(candidate.score),
-        "effects": [asdict(effect) for effect in effects],
-    }
-
-
-def float_steps(model: onnx.ModelProto) -> list[str]:
-    """Nodes that multiply by float weights, by name."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in {"Conv", "MatMul", "Gemm"} and node.input[1] in weights
-    ]
-
-
 def write(report: dict[str, Any], work: Path, stage: Path, candidate: Candidate) -> dict[str, Any]:
     """The package's four files."""
     chosen = work / "float.onnx" if report["verdict"] == "keep float" else candidate.path
@@ -329,35 +241,3 @@ def write(report: dict[str, Any], work: Path, stage: Path, candidate: Candidate)
     package.write_json(stage / "report.json", report)
     (stage / "MODEL_CARD.md").write_text(card.model_card(report), encoding="utf-8")
     return report
-
-
-def properties(report: dict[str, Any]) -> dict[str, Any]:
-    """`metadata_props` by docs/package.md."""
-    evaluation, recipe = report["evaluation"], report.get("quantisation")
-    side, agreement = evaluation["int8"], evaluation["agreement"]
-    if report["verdict"] == "keep float":  # what is packaged is the model that answers are compared with
-        side, agreement = evaluation["float"], 1.0
-    accuracy = {key: side[key] / 100 for key in ("top1", "top1_low", "top1_high") if key in side}
-    if accuracy:
-        accuracy["float_top1"] = evaluation["float"]["top1"] / 100
-    calibration = recipe and {
-        "photos": report["photos"]["calibration"],
-        "sha256": report["photos"]["calibration_sha256"],
-        "method": recipe["clip"],
-        "weight_bits": recipe["weight_bits"],
-    }
-    return {
-        "format": "1",
-        "precision": report["precision"],
-        "verdict": report["verdict"],
-        "labels": report["labels"],
-        "preprocessing": report["preprocessing"],
-        "source": report["source"],
-        "calibration": calibration,
-        "evaluation": {"photos": evaluation["photos"], "agreement": agreement, **accuracy},
-    }
-
-
-def batches_of(found: Sequence[Any]) -> int:
-    """How many batches that many photos are."""
-    return -(-len(found) // photos.BATCH)

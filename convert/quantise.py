@@ -15,7 +15,7 @@ from convert.biases import absorb
 from convert.graph import PASSING, constants, pointwise, session, steps
 from convert.means import multiply
 from convert.optimise import Folded
-from convert.photos import Photo, batches
+from convert.photos import Photo, batch_count, batches
 from convert.progress import Progress
 from convert.shifts import carry
 from convert.verify import Gate, Score
@@ -95,8 +95,8 @@ class Search:
         kept = f"{count} tensor{'s' * (count > 1)} float" if count else "all int8"
         with self.progress.stage(f"quantise ({kept})", sum(len(step.outputs) for step in steps(model))) as tick:
             quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
-        path = self.save(multiply(absorb(carry(qdq.write(model, quantisation)))))
-        with self.progress.stage("score on tuning photos", -(-len(self.tuning) // 8)) as tick:
+        path = self.save(absorb(multiply(carry(qdq.write(model, quantisation)))))
+        with self.progress.stage("score on tuning photos", batch_count(self.tuning)) as tick:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)
         score = verify.score(self.reference, found, self.tuning)
         self.progress.note(

@@ -14,6 +14,7 @@ import pytest
 
 from convert import export, pipeline
 from convert.errors import ConvertError, GateRefusedError
+from convert.options import Options
 from convert.photos import Photos
 from convert.progress import Progress
 from convert.source import refuse_quantised
@@ -98,7 +99,7 @@ def test_what_is_dealt_with_elsewhere_passes(
         raise raised
 
     monkeypatch.setattr(pipeline, "search", failing)
-    options, nothing = pipeline.Options(tmp_path, "x", tmp_path), Photos((), (), (), "", ())
+    options, nothing = Options(tmp_path, "x", tmp_path), Photos((), (), (), "", ())
     with pytest.raises(raised) as caught:
         pipeline.quantise(options, Contract(8, 8), nothing, tmp_path, Progress(quiet=True))
     assert caught.type is raised

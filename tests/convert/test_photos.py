@@ -42,6 +42,14 @@ def test_folders_are_the_split(numbered: bool, tmp_path: Path) -> None:
         assert name.startswith(f"{photo.label}_" if numbered else sources.CLASSES[photo.label or 0])
 
 
+def test_no_more_photos_are_tuned_on_than_decide_a_recipe(unsplit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = find(unsplit, None, CLASSES, 1000)
+    monkeypatch.setattr(photos, "TUNING", 7)
+    found = find(unsplit, None, CLASSES, 1000)
+    assert found.tuning == everything.tuning[:7]
+    assert found.evaluation == everything.evaluation
+
+
 @pytest.mark.parametrize("numbered", [False, True])
 def test_a_hash_of_the_name_splits_what_comes_unsplit(
     numbered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

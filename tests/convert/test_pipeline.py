@@ -12,7 +12,8 @@ from convert import export as module
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_parity
 from convert.graph import Array
-from convert.pipeline import Options, advice, check_portable, judge
+from convert.options import Options
+from convert.pipeline import advice, check_portable, judge
 from convert.quantise import Effect, affordable, growing
 from convert.source import PREDICTED, Source, open_source
 from convert.timing import Timed
