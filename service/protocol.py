@@ -1,10 +1,12 @@
 """HTTP/1.1 as gunicorn's workers speak it: uvicorn's httptools protocol, and what it leaves open.
 
-The head of a request is bounded. An offer of another protocol (`Upgrade: h2c`, as Java's HttpClient makes with every
-request) is passed over, as RFC 9110 section 7.8 allows: the parser would drop the body behind it (uvicorn issue 2722).
-What is no HTTP is answered with problem details, too.
+The head of a request is bounded: in bytes, and in time by `keepalive`, from the connection or the last answer on. An
+offer of another protocol (`Upgrade: h2c`, as Java's HttpClient makes with every request) is passed over, as RFC 9110
+section 7.8 allows: the parser would drop the body behind it (uvicorn issue 2722). What is no HTTP is answered with
+problem details, too.
 """
 
+import asyncio
 import re
 
 import msgspec
@@ -24,14 +26,17 @@ class Protocol(HttpToolsProtocol):
     _head = b""  # what has arrived of the next request's
     _between = True  # requests: the parser has seen nothing of the next one
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its base has it
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
     def data_received(self, data: bytes) -> None:
         if self._between and (self._head or data[:1].isalpha()):  # the parser says what is wrong with all else
             seen = max(0, len(self._head) - 3)
             self._head += data
             end = _END.search(self._head, seen)
             if end is None and len(self._head) <= MAX_HEAD_BYTES:
-                self._unset_keepalive_if_required()
-                return
+                return  # the timer of an idle connection runs on
             if end is None or end.start() > MAX_HEAD_BYTES:
                 self._refuse(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes.")
                 return

@@ -2,10 +2,13 @@
 
 import json
 import socket
+import time
+from contextlib import suppress
 
 import pytest
 
-from tests.service.packages import jpeg
+from tests.service.packages import jpeg, write_package
+from tests.service.running import serving
 
 OFFER = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
 
@@ -77,3 +80,37 @@ def test_what_is_no_http_is_answered_at_once_with_problem_details(server, sent):
         status, kind, found = answer(connection)
         assert (status, kind, found["code"]) == (400, "application/problem+json", "bad_request")
         assert connection.recv(1) == b""
+
+
+def closed_after(connection, sent):
+    """Seconds until the service closes, while a byte follows the other."""
+    begin = time.monotonic()
+    connection.settimeout(0.2)
+    for byte in sent:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(bytes([byte]))
+        try:
+            if connection.recv(1) == b"":
+                break
+        except TimeoutError:
+            continue
+        except ConnectionResetError:
+            break
+    return time.monotonic() - begin
+
+
+def test_a_connection_without_a_whole_head_is_closed_as_an_idle_one_and_slow_bodies_are_not(models):
+    write_package(models, "colours", 1)
+    with serving(models, "--keep-alive", "1") as running:
+        with connected(running) as silent:
+            assert silent.recv(1) == b""
+        with connected(running) as slow:
+            assert closed_after(slow, b"GET / HTTP/1.1\r\nx: " + b"y" * 40) < 3
+        with connected(running) as kept:
+            for _ in range(2):
+                request = post(jpeg("red"))
+                kept.sendall(request[:-1])
+                time.sleep(1.5)
+                kept.sendall(request[-1:])
+                assert answer(kept)[0] == 200
+            assert closed_after(kept, b"GET / HTTP/1.1\r\nx: " + b"y" * 40) < 3
