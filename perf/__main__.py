@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perf import commands
+from perf.candidates import CORE_HOUR_PRICE
 from perf.deployment import MAX_REPLICAS, MEMORY_MB, REPLICAS, StackError
 from perf.engine import EngineError
 from perf.interrupts import ended_like_interrupts
 from perf.photos import default_sources
-from perf.recommend import CORE_HOUR_PRICE
 from perf.run import FULL, STACKS
 from perf.scaler import above_zero
 

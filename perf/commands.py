@@ -17,8 +17,8 @@ from perf import compare as comparing
 from perf import plan as planning
 from perf import report as reporting
 from perf import run as running
+from perf.candidates import Constraints
 from perf.console import say, table_text, wrk_summary
-from perf.recommend import Constraints
 from perf.run import FULL, QUICK, STACKS, STUDY_ORDER, Options, Times
 from perf.samples import RESOURCES, SAMPLES, Sample
 from perf.summary import Cell

@@ -4,7 +4,8 @@ from math import inf, isfinite
 from typing import Any
 
 from perf import plan, tables
-from perf.recommend import Candidate, Recommendation
+from perf.candidates import Candidate
+from perf.recommend import Recommendation
 from perf.summary import Cell
 from perf.tables import Table, found
 
@@ -88,8 +89,8 @@ def constraints(chosen: Recommendation) -> str:
     if chosen.unknown and not chosen.refused:
         return f"{text} None can be chosen: {chosen.unknown[0][0]}: {chosen.unknown[0][1]}."
     if chosen.refused:
-        remedy = "loosen the one that the table below names most, or plan more replicas (python -m perf plan)"
-        return f"{text} No deployment meets them: {remedy}."
+        closest = f": {chosen.closest}" if chosen.closest else ""
+        return f"{text} No deployment meets them{closest}. What a rate needs: python -m perf plan."
     return f"{text} There is no valid measurement to choose from."
 
 

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from perf.candidates import Candidate
 from perf.chart import INK, MARKS, MUTED, NARROW_IN, STUDY_MARK, SURFACE, WIDE_IN, Chart, log_ticks
-from perf.recommend import Candidate, Recommendation
+from perf.recommend import Recommendation
 from perf.study import MODELS
 from perf.summary import Cell
 from perf.tables import study_figures

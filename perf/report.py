@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from perf import findings, plan, plots, promises, results, tables
+from perf.candidates import Constraints
 from perf.chart import COLOURS, GRID, INK, MUTED, SURFACE, Chart
-from perf.recommend import Choice, Constraints, Recommendation, recommend
+from perf.choices import Choice
+from perf.recommend import Recommendation, recommend
 from perf.study import accuracy_caveat
 from perf.study_table import twelve_columns
 from perf.summary import Cell

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from perf.candidates import Candidate, Constraints, candidate, dominator
+from perf.choices import Choice
 from perf.deployment import BALANCER_CPUS
 from perf.intervals import Interval
-from perf.recommend import Candidate, Constraints, Recommendation, candidate, dominator, recommend
+from perf.recommend import Recommendation, recommend
 from perf.summary import Cell, Latency, Use
 
 
@@ -184,9 +186,25 @@ def test_rates_that_their_intervals_do_not_tell_apart_go_to_the_more_accurate() 
     (fastest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "highest throughput"]
     assert fastest.candidate.name == "better on scaled"
     assert "small on balanced at 190/s is no faster within their 95 % intervals, and 2.0 points" in fastest.reasons[0]
-    assert fastest.reasons[1].startswith("next: small on single at 100/s")
+    assert fastest.reasons[1].startswith("next: small on balanced at 190/s (+2%)")
+    assert fastest.change[0] == "small on balanced would win if it gave 199/s"  # 0.97 x 199 is over 1.03 x 187
     apart = cell("scaled", "better", accuracy=0.60, rate=170, p99=35, memory=210, replicas=2)
     assert by_priority(chosen([*CELLS, apart]))["highest throughput"] == "small on balanced"
+
+
+@pytest.mark.parametrize(("priority", "rate"), [("lowest cost", 100), ("highest throughput", 190)])
+@pytest.mark.parametrize(("accuracy", "times"), [(0.58, 1), (0.60, 0.97 / 1.03), (0.56, 1.03 / 0.97)])
+def test_what_would_win_with_more_answers_does_with_them_and_not_with_fewer(
+    priority: str, rate: float, accuracy: float, times: float
+) -> None:
+    def answer(rate: float) -> Choice:
+        other = cell("single", "other", accuracy=accuracy, rate=rate, p99=45, memory=210)
+        return next(c for c in chosen([SMALL, SMALL_TWICE, other]).choices if c.priority == priority)
+
+    (text,) = [text for text in answer(0.9 * rate).change if text.startswith("other on single would win if")]
+    assert float(text.split()[-1].removesuffix("/s")) == pytest.approx(rate * times, abs=0.5)
+    assert answer(1.001 * rate * times).candidate.model == "other"
+    assert answer(0.999 * rate * times).candidate.model == "small"
 
 
 def test_costs_that_the_rates_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
@@ -211,6 +229,22 @@ def test_each_limit_says_what_would_win_were_it_looser(limits: dict[str, float],
     (choice,) = [c for c in chosen(**limits).choices if c.priority == priority]
     assert change in choice.change
     assert not any("--" in text for c in chosen().choices for text in c.change)
+
+
+def test_limits_that_only_together_keep_something_out_are_named_together() -> None:
+    limits = {"min_accuracy": 0.5, "max_p99_ms": 29, "max_memory_mb": 100}
+    tiny = cell("single", "tiny", accuracy=0.5, rate=20, p99=20, memory=50)
+    cells = [tiny, SMALL_TWICE, replace(LARGE, accuracy=0.4)]
+    (choice,) = [c for c in chosen(cells, **limits).choices if c.priority == "highest throughput"]
+    assert choice.candidate.model == "tiny"
+    assert "small on balanced would win with --max-p99-ms 30 and --max-memory-mb 200" in choice.change
+
+
+def test_where_nothing_meets_the_limits_the_closest_is_named_with_what_it_needs() -> None:
+    made = chosen(min_accuracy=0.59, max_p99_ms=290, min_rate=5)
+    assert made.closest == "small on single would with --min-accuracy 0.58"  # and cheaper than the large one
+    assert chosen(min_accuracy=0.9).closest == "large on single would with --min-accuracy 0.6"
+    assert chosen().closest == ""
 
 
 def test_no_looser_limit_is_named_that_would_not_do() -> None:

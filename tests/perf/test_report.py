@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perf import findings, results
-from perf.recommend import Constraints
+from perf.candidates import Constraints
 from perf.report import page as html
 from perf.report import read, write
 
