@@ -92,7 +92,8 @@ def _needed(c: Candidate, limits: Constraints, names: list[str]) -> dict[str, fl
 
 def _distance(least: dict[str, float], limits: Constraints) -> float:
     """Parts of the limits, to hundredths: below that the cost tells more."""
-    return round(sum(abs(value / getattr(limits, name) - 1) for name, value in least.items()), 2)
+    parts = [abs(value / float(getattr(limits, name)) - 1) for name, value in least.items()]
+    return round(sum(parts), 2)
 
 
 def _options(least: dict[str, float]) -> str:

@@ -9,6 +9,7 @@ from perf import results
 from perf.findings import needs
 from perf.plan import CLOSE, Check, Service, check, demands, need, service
 from perf.summary import CURVE, SPREAD
+from perf.tables import checks
 
 ONE = Service(
     demand_s=0.010,
@@ -130,8 +131,13 @@ def test_replicas_that_came_and_went_are_not_simulated(finished: Path) -> None:
     assert {c.name.split()[0] for c in check(run, moved)} == {"single", "balanced"}
 
 
-def test_a_constant_rate_on_a_filled_machine_is_not_simulated(finished: Path) -> None:
+def test_a_constant_rate_on_a_filled_machine_is_shown_and_not_compared(finished: Path) -> None:
     run, cells = results.read(finished)
-    small = {**run, "machine": {**run["machine"], "cores": 0.5}}
-    figures = {c.figure for c in check(small, cells)}
-    assert figures == {"closed loop, answers/s", "closed loop, mean ms"}
+    assert not any(c.filled for c in check(run, cells))
+    made = check({**run, "machine": {**run["machine"], "cores": 0.5}}, cells)
+    assert {c.figure for c in made if c.filled} == {"constant rate, mean ms", "constant rate, p99 ms"}
+    assert {c.figure for c in made if not c.filled} == {"closed loop, answers/s", "closed loop, mean ms"}
+    table = checks(made)
+    assert {row[-1] for row in table.rows if row[1].startswith("constant")} == {"not compared"}
+    assert "can fill the cores" in table.note
+    assert "can fill the cores" not in checks(check(run, cells)).note

@@ -1,6 +1,7 @@
 """The committed run: its report is drawn from its data, it keeps the promises, and the README quotes it."""
 
 from perf import plots, report
+from perf.plan import check
 from perf.promises import promises
 from perf.run import STACKS
 from perf.tables import found
@@ -21,6 +22,13 @@ def test_every_promise_is_kept() -> None:
     kept = promises(made.run, made.cells).rows
     assert [row for row in kept if row[2] != "yes"] == []
     assert len(kept) == 11  # availability, rate and memory of two models against plain, int8 and balancing of three
+
+
+def test_the_queueing_model_is_close_to_every_figure_that_it_is_compared_with() -> None:
+    made = report.read(FOLDER)
+    compared = [c for c in check(made.run, made.cells) if not c.filled]
+    assert [c.name for c in compared if not c.within] == []
+    assert len(compared) >= 24
 
 
 def test_the_readme_quotes_it() -> None:
