@@ -83,7 +83,7 @@ class Groups:
             self.of(node.input[0]).fixed |= not rescalable(node, self.values)
             self.of(node.output[0]).writers.append(node)
             self.of(node.output[0]).fixed |= node.op_type == "Gemm"
-        elif node.op_type in SHARING and not (node.op_type == "Add" and len(computed) < 2):
+        elif node.op_type in SHARING and not shifts(node, computed, self.values):
             for name in computed:
                 self.join(self.of(node.output[0]), self.of(name))
             if node.op_type == "Clip":
@@ -102,6 +102,16 @@ class Groups:
         a.readers += b.readers
         a.limit, a.fixed = min(a.limit, b.limit), a.fixed or b.fixed
         self.member.update(dict.fromkeys(b.tensors, a))
+
+
+def shifts(node: NodeProto, computed: Sequence[str], values: dict[str, Array]) -> bool:
+    """Whether a node adds a constant, or pads with one."""
+    if node.op_type == "Pad":
+        given = node.input[2] if len(node.input) > 2 else ""
+        return (
+            attribute(node, "mode", b"constant") == b"constant" and bool(given) and bool(np.any(values.get(given, 1)))
+        )
+    return node.op_type == "Add" and len(computed) < 2
 
 
 def groups(model: ModelProto) -> list[Group]:
@@ -148,7 +158,10 @@ def channel_ranges(
 
 def factors(group: Group, largest: dict[str, Array]) -> Array | None:
     """s of each channel, `[C]`; None where nothing may be rescaled."""
-    top = np.max([largest[name] for name in group.tensors], axis=0)
+    tops = [largest[name] for name in group.tensors]
+    if len({len(top) for top in tops}) > 1:  # a sum of one channel and many
+        return None
+    top = np.max(tops, axis=0)
     if group.limit == 0 or top.max() <= 0:
         return None
     unit = group.limit / HEADROOM if np.isfinite(group.limit) else top.max()

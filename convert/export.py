@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
 from convert.errors import ConvertError
-from convert.graph import IR_VERSION, add_constant, optimised, session
+from convert.graph import IR_VERSION, add_constant, optimised, replace, session
 from convert.shapes import constant_shapes
 from convert.source import Source, first_line
 
@@ -78,6 +78,7 @@ def one_route(
         with collecting():
             route(source, raw)
         model = onnx.load(raw)
+        expand_erfc(model)
         check_operators(model)
         model = compose.add_prefix(model, "source/")
         half = to_float32(model)
@@ -103,6 +104,14 @@ def collecting() -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def expand_erfc(model: ModelProto) -> None:
+    """erfc(x) as 1 - erf(x): Keras' exact gelu has the one, ONNX the other."""
+    for node in [node for node in model.graph.node if node.op_type == "Erfc"]:
+        one = add_constant(model, f"{node.name}_one", np.ones(1, np.float32))
+        erf = helper.make_node("Erf", node.input, [f"{node.name}_erf"], f"{node.name}_erf")
+        replace(model, [node], [erf, helper.make_node("Sub", [one, *erf.output], node.output, node.name)])
 
 
 def check_operators(model: ModelProto) -> None:

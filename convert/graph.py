@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 Array = NDArray[Any]
 IR_VERSION = 10
 
 ACTIVATIONS = {"Relu", "Clip"}  # absorbed by the step before them: the range of the u8 tensor is theirs
-ELEMENTWISE = {"Mul", "Concat"}  # in int8 between computed tensors; sums (shortcuts) stay float, see convert.streams
+JOINING = {"Concat"}  # of u8 tensors where int8 kernels multiply the result; sums and products of tensors stay float
 PASSING = {"MaxPool", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze"}  # output codes are input codes
 
 
@@ -42,6 +42,13 @@ class Step:
 def constants(model: ModelProto) -> dict[str, Array]:
     """Every initializer by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def sizes(model: ModelProto) -> dict[str, list[int]]:
+    """The shape of every tensor that has a known rank, 0 for what depends on the batch."""
+    graph = shape_inference.infer_shapes(model).graph
+    found = (*graph.value_info, *graph.input, *graph.output)
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in found}
 
 
 def readers(model: ModelProto, name: str) -> list[NodeProto]:

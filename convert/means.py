@@ -2,19 +2,17 @@
 only, and results of int8 kernels lie channels last, so it would transpose a whole float tensor before."""
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, helper
 
-from convert.graph import add_constant, attribute, constants, replace
+from convert.graph import add_constant, attribute, constants, replace, sizes
 
 
 def multiply(model: ModelProto) -> ModelProto:
     """The graph with each mean over H and W of `[N, C, H, W]` as such a product, in place."""
-    values = constants(model)
-    typed = shape_inference.infer_shapes(model).graph.value_info
-    sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in typed}
+    values, shapes = constants(model), sizes(model)
     for node in [node for node in model.graph.node if node.op_type == "ReduceMean"]:
         axes = values[node.input[1]].tolist() if len(node.input) > 1 and node.input[1] in values else []
-        size = sizes.get(node.input[0], [])
+        size = shapes.get(node.input[0], [])
         if axes == [2, 3] and not attribute(node, "keepdims", 1) and len(size) == 4 and all(size[1:]):
             replace(model, [node], product(model, node, *size[1:]))
     return model

@@ -15,12 +15,14 @@ from convert.graph import (
     readers,
     replace,
     set_weights,
+    sizes,
     tidy,
     weight_of,
 )
 from convert.ranges import Range
 from convert.streams import split
 
+MOST_BORDER = 12.0  # levels of 255 by which a folded input may be off at a padded border
 MOST_GROWTH = 1.5  # times the multiplications of two convolutions that their product may have
 
 
@@ -74,11 +76,13 @@ def affine_to_depthwise(model: ModelProto) -> None:
     Exact, and QLinearConv takes it with the Relu behind it, one scale a channel. (Such a BatchNorm cannot fold into the
     convolution before it, whose output the shortcut reads too: onnxruntime issue 9938.)
     """
-    values = constants(model)
+    values, shapes = constants(model), sizes(model)
     for mul in [node for node in model.graph.node if node.op_type == "Mul"]:
         scale, source = channelwise(mul, values)
         following = readers(model, mul.output[0])
         if scale is None or len(following) != 1 or following[0].op_type != "Add":
+            continue
+        if shapes.get(source, [])[1:2] != [scale.size]:  # one channel becomes many
             continue
         shift, _ = channelwise(following[0], values)
         if shift is None or shift.size != scale.size:
@@ -110,7 +114,8 @@ def fold_input(model: ModelProto) -> Range | None:
 
     Normalised x = a (p - z) with a and z per colour. The pixels keep one scale and one integer zero point near the mean
     of z; colour scales go into the weights, and what is left of z goes through the bias (exact but for the padded
-    border, where it is at most a few levels of 255). Nothing changes where the chain is not of this form.
+    border, where it is at most MOST_BORDER levels of 255: ImageNet's means are 10 off; a BatchNorm there was 50 off and
+    cost 6 % of the answers). Nothing changes where the chain is not of this form.
     """
     source = model.graph.input[0].name
     chain = input_chain(model, source)
@@ -128,6 +133,8 @@ def fold_input(model: ModelProto) -> Range | None:
     zero_point = int(np.floor(zero.mean() + 0.5))
     # x = a p + b = a (p - zero_point) + (a zero_point + b)
     left = scale * zero_point + shift
+    if any(attribute(conv, "pads", [0])) and np.abs(left / scale).max() > MOST_BORDER:
+        return None
     bias = bias + np.einsum("oihw,i->o", weight.astype(np.float64), left)
     conv.input[1] = add_constant(model, f"{conv.name}_folded", (weight * (scale / common)[:, None, None]).astype("f"))
     bias_name = add_constant(model, f"{conv.name}_folded_bias", bias.astype("f"))

@@ -6,7 +6,7 @@ float tensors only, which is what quantisation can walk through.
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from convert.errors import ConvertError
 from convert.graph import Array, add_constant, session, tidy
@@ -22,23 +22,36 @@ def constant_shapes(model: ModelProto) -> ModelProto:
         ConvertError: one of them depends on the pixels, or on the batch size in another way than a Reshape can.
     """
     typed = onnx.shape_inference.infer_shapes(model)
-    made = {name: node for node in model.graph.node for name in node.output}
-    names = [v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type in INTEGERS and v.name in made]
+    outputs = {name for node in model.graph.node for name in node.output}
+    names = [v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type in INTEGERS and v.name in outputs]
+    compared = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.BOOL}
     if not names:
         return model
-    values = computed(model, names)
+    reshaped = [n.output[0] for n in model.graph.node if n.op_type == "Reshape" and n.input[1] in names]
+    values = computed(model, [*names, *reshaped])
     for node in list(model.graph.node):
         for place, name in enumerate(node.input):
-            if name in values and not set(node.output) <= values.keys():
-                constant = constant_of(*values[name], reshape=node.op_type == "Reshape" and place == 1)
+            if name in names and not set(node.output) <= set(names):
+                reshape = node.op_type == "Reshape" and place == 1
+                pair = [np.array(made.shape) for made in values[node.output[0]]] if reshape else values[name]
+                constant = constant_of(*pair, reshape=reshape)
                 if constant is None:
-                    raise ConvertError(
-                        f"node {node.name!r} ({node.op_type}) takes sizes computed at run time: give the layers of the"
-                        " source fixed shapes"
-                    )
+                    raise refusal(node, compares=name in compared)
                 node.input[place] = add_constant(model, f"{name}_of_{node.name}", constant)
     prune(model)
     return tidy(model)
+
+
+def refusal(node: NodeProto, *, compares: bool) -> ConvertError:
+    """What cannot be quantised, and what to do."""
+    if compares:
+        return ConvertError(
+            f"node {node.name!r} ({node.op_type}) takes a comparison of values: give the source layers and activations"
+            " that compare nothing (relu, not a relu with a threshold)"
+        )
+    return ConvertError(
+        f"node {node.name!r} ({node.op_type}) takes sizes computed at run time: give its layers fixed shapes"
+    )
 
 
 def computed(model: ModelProto, names: list[str]) -> dict[str, list[Array]]:
