@@ -137,6 +137,34 @@ def wide(keras: Any, **_: Any) -> Any:
     return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
 
 
+def gated(keras: Any, **_: Any) -> Any:
+    """Inverted bottlenecks with swish, squeeze and excitation, and shortcuts, as MobileNetV3 and EfficientNet have."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="swish")(entry)
+    for _ in range(3):
+        y = layers.Conv2D(16, 1, activation="swish")(x)
+        y = layers.DepthwiseConv2D(3, padding="same", activation="swish")(y)
+        gate = layers.Conv2D(4, 1, activation="relu")(layers.GlobalAveragePooling2D(keepdims=True)(y))
+        y = layers.Multiply()([y, layers.Conv2D(16, 1, activation="sigmoid")(gate)])
+        x = layers.Add()([x, layers.Conv2D(8, 1)(y)])
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(16, 1, activation="swish")(x))
+    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+
+
+def attentive(keras: Any, **_: Any) -> Any:
+    """Attention between patches, behind a convolution and before one, with an exact gelu."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    x = layers.Reshape((-1, 16))(layers.Conv2D(16, 4, strides=4)(entry))
+    y = layers.LayerNormalization()(x)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 8)(y, y)])
+    x = layers.Add()([x, layers.Dense(16)(layers.Dense(32, activation="gelu")(layers.LayerNormalization()(x)))])
+    x = layers.Conv2D(16, 3, activation="relu")(layers.Reshape((SIZE // 4, SIZE // 4, 16))(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+
+
 def reversed_colours(keras: Any, **_: Any) -> Any:
     """BGR less the means, as networks that come from Caffe take it."""
     entry = keras.Input((SIZE, SIZE, 3))

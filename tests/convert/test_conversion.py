@@ -70,6 +70,8 @@ CASES = {
     "reversed colours": (sources.reversed_colours, save_keras, {}),
     "varied": (sources.varied, save_keras, {}),
     "parted": (sources.parted, save_keras, {}),
+    "gated": (sources.gated, save_keras, {}),
+    "attentive": (sources.attentive, save_keras, {}),
     "logits": (sources.functional, save_keras, {"last": None}),
     "by name": (sources.by_name, save_keras, {}),
 }

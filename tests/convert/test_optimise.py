@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convert.graph import Array, tidy
 from convert.optimise import affine_to_depthwise, fold_input, merge_pointwise, prepare
@@ -100,6 +100,13 @@ def test_what_cannot_be_folded_is_left_alone(chain: str) -> None:
     assert np.array_equal(run(folded.model, image)[0], run(model, image)[0], equal_nan=True)
 
 
+@pytest.mark.parametrize(("offset", "is_folded"), [(10, True), (30, False)])
+def test_colours_with_zeros_far_apart_are_not_folded_where_the_border_is_padded(offset: float, is_folded: bool) -> None:
+    chain = [node("Sub", ["p", "m"], ["x"])], {"m": colours(100 - offset, 100, 100 + offset)}
+    assert (fold_input(entered(*chain, pads=1)) is not None) == is_folded
+    assert fold_input(entered(*chain)) is not None
+
+
 def test_a_grouped_first_convolution_is_not_folded() -> None:
     assert fold_input(entered(*CHAINS["0 to 1"], group=3)) is None
 
@@ -136,6 +143,15 @@ def test_other_products_are_left_alone(shape: tuple[int, ...], following: str) -
     model = batch_norm(shape, following)
     affine_to_depthwise(model)
     assert "Mul" in operators(model)
+
+
+def test_one_channel_that_becomes_many_is_left_alone() -> None:
+    model = batch_norm((1, 5, 1, 1))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(normal(1, 3, 1, 1), "w"))
+    expected = run(model, normal(2, 3, 6, 6))[0]
+    affine_to_depthwise(model)
+    assert "Mul" in operators(model)
+    np.testing.assert_array_equal(run(model, normal(2, 3, 6, 6))[0], expected)
 
 
 def bottleneck(inner: int, *last: NodeProto, **attributes: Any) -> ModelProto:
