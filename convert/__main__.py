@@ -96,7 +96,7 @@ def calibration(text: str) -> int:
     """A number of photos that says something."""
     if (count := positive(text)) < LEAST_CALIBRATION:
         raise argparse.ArgumentTypeError(f"{count} photos are too few to calibrate on: {LEAST_CALIBRATION} at least")
-    return count
+    return min(count, sys.maxsize)
 
 
 def percent(text: str) -> float:

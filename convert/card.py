@@ -95,7 +95,7 @@ def model_card(report: Mapping[str, Any]) -> str:
 def accuracy_note(evaluation: Mapping[str, Any]) -> str:
     """What the figures can and cannot say."""
     if "drop" in evaluation:
-        return f"The drop in top-1 is {evaluation['drop']:.2f} points."
+        return f"The drop in top-1 is {evaluation['drop']:.2f} points (int8 against float)."
     return "The photos have no labels: agreement with the float model is measured, accuracy is not."
 
 

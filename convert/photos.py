@@ -21,6 +21,7 @@ BATCH = 8
 TUNING = 1500  # photos at most
 LEAST_CALIBRATION, LEAST_EVALUATION = 16, 16
 FOLDERS = ("training", "validation", "evaluation")
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation"}
 NUMBERED = re.compile(r"(\d{1,4})_")  # not the dates that cameras write
 
 
@@ -42,6 +43,13 @@ class Photos:
     evaluation: tuple[Photo, ...]
     split: str
     labels: tuple[str, ...]
+
+    def __str__(self) -> str:
+        known = "with labels" if self.labelled else "without labels: accuracy cannot be told"
+        return (
+            f"photos: {len(self.calibration)} to calibrate, {len(self.tuning)} to tune, {len(self.evaluation)} to"
+            f" evaluate, by {self.split}; {known}"
+        )
 
     @property
     def labelled(self) -> bool:
@@ -67,6 +75,11 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
     elif present:
         raise ConvertError(
             f"{images} holds {' and '.join(present)}, but a split needs {', '.join(FOLDERS)}: add the rest"
+        )
+    elif others := sorted(path.name for path in images.iterdir() if path.is_dir() and path.name.lower() in SPLITS):
+        raise ConvertError(
+            f"{images} holds {' and '.join(others)}: rename the parts of a split {', '.join(FOLDERS)}, class folders"
+            " otherwise"
         )
     else:
         split = "a fixed hash of the file name: 60 % calibration, 20 % tuning, 20 % evaluation"
@@ -145,7 +158,7 @@ def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]
     """The photos of one split: class folders, or files named by class index (`7_paella.jpg`), or unlabelled files."""
     if names:
         places = [(folder / name, index) for index, name in enumerate(names) if (folder / name).is_dir()]
-        return [Photo(path, index) for place, index in places for path in files(place)]
+        return [Photo(path, index) for place, index in places for path in files(place, below=True)]
     found = files(folder)
     numbers = [int(match[1]) for path in found if (match := NUMBERED.match(path.name))]
     if len(found) / 2 < len(numbers) < len(found) and max(numbers) < classes:
@@ -161,9 +174,10 @@ def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]
     return [Photo(path, number) for path, number in zip(found, numbers, strict=True)]
 
 
-def files(folder: Path) -> list[Path]:
-    """The image files of a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+def files(folder: Path, *, below: bool = False) -> list[Path]:
+    """The image files of a folder, by name, and of those in it."""
+    found = folder.rglob("*") if below else folder.iterdir()
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def shuffled(photos: Sequence[Photo], images: Path) -> list[Photo]:

@@ -16,6 +16,7 @@ from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_space, export
+from convert.labelled import check
 from convert.optimise import prepare
 from convert.options import RANGES, Options
 from convert.photos import Photos
@@ -23,13 +24,12 @@ from convert.progress import Progress
 from convert.prune import prune
 from convert.quantise import Candidate, Effect, Search
 from convert.report import describe, evaluation_of, properties, recipe_of
-from convert.source import Source, first_line, open_source
+from convert.source import first_line, open_source
 from service.cpu import cores
 from service.image import Contract
 from service.model import PackageError
 
 PARITY_PHOTOS = 16
-RANGE_PHOTOS = 96
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
 EMULATED_SECONDS = 45
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20  # of glibc: larger blocks leave no holes in its heap when they are freed
@@ -70,8 +70,9 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
         tick()
         contract = Contract(source.height, source.width, options.resize, options.crop)
         found = photos.find(options.images, options.labels, source.classes, options.calibration)
+        progress.note(str(found))
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
-        check_labelled(source, found, contract, options.input_range)
+        check(source, found, contract, options.input_range, progress)
         tick()
     judged = (*found.tuning, *found.evaluation)
     with progress.stage("check photos", photos.batch_count(judged)) as tick:  # not after half an hour
@@ -85,33 +86,6 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
     gc.collect()  # the exporters' graphs hold each other: 5 GB of a ResNet101V2
     ctypes.CDLL(None).malloc_trim(0)
     return origin, contract, found, {"max_dp": worst, "photos": len(pixels), "limit": limit}
-
-
-def check_labelled(source: Source, found: Photos, contract: Contract, given: str) -> None:
-    """Stop where labelled photos score clearly better (95 % intervals apart) under another range of pixels, or worse
-    than by chance."""
-    sample = found.tuning[:RANGE_PHOTOS]
-    labels = photos.labels_of(sample)
-    if labels is None or len(sample) < RANGE_PHOTOS // 4:
-        return
-    pixels = np.concatenate(list(photos.batches(sample, contract))).astype(np.float32)
-    scores = {
-        name: verify.percent(
-            source.predict(pixels * np.float32((high - low) / 255) + np.float32(low)).argmax(1) == labels
-        )
-        for name, (low, high) in RANGES.items()
-    }
-    better = max(scores, key=lambda name: scores[name])
-    if verify.interval(scores[better], len(sample))[0] > verify.interval(scores[given], len(sample))[1]:
-        raise ConvertError(
-            f"top-1 is {scores[given]:.0f} % with --input-range {given} but {scores[better]:.0f} % with {better} on"
-            f" {len(sample)} photos: give --input-range={better}"
-        )
-    if verify.interval(scores[given], len(sample))[1] < 100 / source.classes:
-        raise ConvertError(
-            f"top-1 of the source is {scores[given]:.0f} % on {len(sample)} photos, worse than by chance: give --labels"
-            " in the order of the model's output, without it class folders whose alphabetical order that is"
-        )
 
 
 def quantise(
@@ -174,10 +148,9 @@ def evaluate(
     if verdict == "keep float":
         plan = timing.plan_grid(paths[0], sample, lambda: None)
     with progress.stage("replay on an AVX2-only CPU", 1) as tick:
-        packaged = paths[0] if verdict == "keep float" else paths[1]
-        portable = verify.on_avx2(
-            packaged, golden.images(64, contract.height, contract.width), packaged.parent, EMULATED_SECONDS
-        )
+        packaged, count = (paths[0], 8) if verdict == "keep float" else (paths[1], 64)  # no float kernel saturates
+        pictures = golden.images(count, contract.height, contract.width)
+        portable = verify.on_avx2(packaged, pictures, packaged.parent, EMULATED_SECONDS)
         tick()
     check_portable(portable, options.weight_bits)
     return {

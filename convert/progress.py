@@ -22,7 +22,7 @@ class Progress:
         """A stage of `total` ticks; yields the function to call after each."""
         began = time.monotonic()
         forget_peak()
-        layout = "{desc:<38.38} {percentage:3.0f} % |{bar:28}| {elapsed} elapsed, {remaining} left"
+        layout = "{desc:<30.30} {percentage:3.0f} % |{bar:12}| {elapsed} elapsed, {remaining} left"  # 80 columns
         with tqdm(total=total, desc=name, bar_format=layout, disable=self.quiet, mininterval=0.5) as bar:
 
             def tick() -> None:

@@ -9,11 +9,13 @@ at the answers. Then channels go where they cost least a multiplication, and wha
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from convert.errors import ConvertError
 from convert.graph import (
     Array,
     attribute,
@@ -37,6 +39,7 @@ from convert.walk import macs, patches, positions
 from service.cpu import cores
 
 CHUNK = 16  # channels go by so many: kernels work on them together
+WITHIN = 0.02  # of the share asked for
 MEASURED = 32  # batches that channels are measured on
 LEAST_ANSWER = 1e-6  # probability below which answers do not differ
 PROBES = 2  # batches that an effect is measured on
@@ -95,18 +98,28 @@ def dense(node: NodeProto, values: Mapping[str, Array]) -> bool:
 
 def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, progress: Progress) -> Folded:
     """The network with channels taken out until about `share` of its multiplications is left. `pixels` are batches
-    `[N, H, W, 3]` of calibration photos."""
+    `[N, H, W, 3]` of calibration photos.
+
+    Raises:
+        ConvertError: the network has no room for that.
+    """
     model, entry = folded.model, folded.entry
     found, work = sites(model), macs_of(model, decoded(pixels[0][:1], entry))
     curves = measured(folded, found, pixels[:MEASURED], progress)
     with progress.stage("measure what channels do", len(found)) as tick:
         effects = effects_of(model, curves, [decoded(batch, entry) for batch in pixels[:PROBES]], tick)
     widths = allocate(curves, effects, work, share)
+    remaining = left(work, widths) / sum(work.values())
+    if remaining > share + WITHIN:
+        raise ConvertError(
+            f"{100 * remaining:.1f} % of the multiplications is the least that pruning leaves of this network (it takes"
+            " channels between two convolutions with nothing but ReLU and depthwise ones between them): give"
+            f" --macs {ceil(100 * remaining)} or more"
+        )
     chosen = {site: curves[site].order[site.channels - width :] for site, width in widths.items()}
     small, written = narrowed(model, chosen), {site.writer: np.sort(channels) for site, channels in chosen.items()}
     with progress.stage("prune and fit", sum(len(step.outputs) for step in steps(model))) as tick:
         refit(folded, small, written, pixels, tick)
-    remaining = left(work, widths) / sum(work.values())
     progress.note(f"pruned: {100 * remaining:.1f} % of the multiplications are left")
     return Folded(tidy(small), entry, remaining)
 

@@ -103,6 +103,8 @@ def refuse_links(path: Path) -> None:
 
 def foreign(layer: dict[str, Any]) -> bool:
     """Whether a serialised object is of a class that Keras does not have."""
+    if layer.get("module") is None and layer.get("registered_name"):  # of a script or notebook
+        return True
     module = str(layer.get("module") or "keras")
     custom = ">" in f"{layer['class_name']}{layer.get('registered_name')}"
     known = module.split(".", 1)[0] in {"keras", "tf_keras", "builtins"} or module == INITIALIZERS

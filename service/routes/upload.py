@@ -9,6 +9,7 @@ from typing import Any, Self
 from multipart import (  # type: ignore[import-untyped]
     MultipartError,
     MultipartSegment,
+    ParserLimitReached,
     PushMultipartParser,
     parse_options_header,
 )
@@ -125,6 +126,10 @@ def read_form(body: bytes, boundary: str, max_files: int) -> Upload:
                     photos.append([])
                 elif event is not None:
                     photos[-1].append(event)
+    except ParserLimitReached:
+        raise BadRequest(
+            f"The form has more than {max_files} parts (SOUS_MAX_FILES). Send the photos in several requests."
+        ) from None
     except MultipartError as error:
         raise BadRequest(f"The multipart body cannot be read: {error.args[0]}.") from None
     if not photos:

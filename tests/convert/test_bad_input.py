@@ -173,7 +173,15 @@ def test_a_wrong_input_range_is_found_on_labelled_photos(
 def test_labels_in_another_order_are_found_on_labelled_photos(saved: Path, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "labels").write_text("\n".join(reversed(sources.CLASSES)))
     line = refused(saved, "--labels", str(tmp_path / "labels"))
-    assert "worse than by chance: give --labels in the order of the model's output" in line
+    assert "photos of light red are answered as dark blue" in line
+    assert "give --labels in the order of the model's output" in line
+
+
+def test_more_pruning_than_the_network_has_room_for(keras: Any, refused: Refused, tmp_path: Path) -> None:
+    sources.trained(keras, sources.sequential).save(tmp_path / "pooled.keras")
+    line = refused(tmp_path / "pooled.keras", "--macs", "30")
+    assert "100.0 % of the multiplications is the least that pruning leaves of this network" in line
+    assert line.endswith("give --macs 100 or more")
 
 
 # ---- command line

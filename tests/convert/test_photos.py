@@ -42,6 +42,35 @@ def test_folders_are_the_split(numbered: bool, tmp_path: Path) -> None:
         assert name.startswith(f"{photo.label}_" if numbered else sources.CLASSES[photo.label or 0])
 
 
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "Validation", "Evaluation"), ("train",)])
+def test_a_split_of_other_names_is_no_set_of_classes(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        sources.write_photos(tmp_path / name, [10] * CLASSES, numbered=True)
+    with pytest.raises(ConvertError, match="rename the parts of a split training, validation, evaluation"):
+        find(tmp_path, None, CLASSES, 1000)
+
+
+def test_photos_in_folders_of_a_class_folder_are_of_its_class(unsplit: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(unsplit, tmp_path / "images")
+    deeper = images / sources.CLASSES[1] / "more" / "still"
+    deeper.mkdir(parents=True)
+    moved = sorted((images / sources.CLASSES[1]).glob("*.png"))[:20]
+    for path in moved:
+        path.rename(deeper / path.name)
+    found = find(images, None, CLASSES, 1000)
+    labels = {
+        p.path.name: p.label
+        for part in (found.calibration, found.tuning, found.evaluation)
+        for p in part
+        if p.path.parent == deeper
+    }
+    assert labels == {path.name: 1 for path in moved}
+    assert str(found) == (
+        f"photos: {len(found.calibration)} to calibrate, {len(found.tuning)} to tune, {len(found.evaluation)} to"
+        f" evaluate, by {found.split}; with labels"
+    )
+
+
 def test_no_more_photos_are_tuned_on_than_decide_a_recipe(unsplit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = find(unsplit, None, CLASSES, 1000)
     monkeypatch.setattr(photos, "TUNING", 7)

@@ -7,6 +7,7 @@ import pytest
 from onnx import ModelProto, NodeProto, helper
 
 from convert import prune as module
+from convert.errors import ConvertError
 from convert.graph import Array, constants
 from convert.optimise import Folded
 from convert.progress import Progress
@@ -116,8 +117,10 @@ def test_pruning_twice_gives_the_same_network() -> None:
 
 
 def test_everything_prunable_goes_down_to_a_chunk_and_no_further() -> None:
-    found = pruned(network(), 0.01)
-    assert 0.01 < found.macs < 0.5
+    with pytest.raises(ConvertError, match=r"33\.3 % .* is the least that pruning leaves .* give --macs 34 or more"):
+        pruned(network(), 0.01)
+    found = pruned(network(), 0.334)
+    assert found.macs == pytest.approx(1 / 3, abs=0.001)
     assert {value.shape[0] for name, value in constants(found.model).items() if value.ndim == 4} == {8, CHUNK}
 
 

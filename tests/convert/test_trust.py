@@ -10,7 +10,7 @@ from tf_keras.src.utils import generic_utils
 
 from convert.errors import ConvertError
 from convert.source import layers, open_source
-from convert.trust import refuse_code
+from convert.trust import foreign, refuse_code
 from tests.convert import sources
 
 GRU = {"class_name": "GRUCell", "config": {"units": 4}}
@@ -111,3 +111,15 @@ def test_bytecode_in_a_file_of_keras_2_runs_where_it_is_trusted_only(trust: bool
         with pytest.raises(ConvertError, match=r"\(RNN\) is not known to be harmless"):
             open_source(tmp_path / "code.h5", trust=False)
     assert ran.exists() == trust
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ({"class_name": "Own", "module": None, "registered_name": "Own"}, True),  # of a script or a notebook
+        ({"class_name": "Dense", "module": "keras.layers", "registered_name": None}, False),
+        ({"class_name": "Dense"}, False),  # as Keras 2 writes it
+    ],
+)
+def test_a_class_of_no_module_is_none_of_keras(layer: dict[str, Any], expected: bool) -> None:
+    assert foreign(layer) == expected

@@ -47,6 +47,15 @@ def test_one_multipart_file_is_answered_as_a_raw_photo_is(server: Server) -> Non
     assert post_files(server, ("x.jpg", jpeg("blue"))).json() == post_raw(server, jpeg("blue")).json()
 
 
+def test_more_files_than_are_taken_are_told_with_the_limit(server: Server) -> None:
+    photos = [(f"{index}.jpg", jpeg("green")) for index in range(5)]
+    assert len(post_files(server, *photos[:4]).json()["results"]) == 4
+    problem = assert_problem(post_files(server, *photos), 400, "bad_request")
+    assert problem["detail"] == (
+        "The form has more than 4 parts (SOUS_MAX_FILES). Send the photos in several requests."
+    )
+
+
 def test_several_files_are_answered_in_order_and_a_bad_one_loses_no_other(server: Server) -> None:
     files = [("g.jpg", jpeg("green")), ("bad.txt", b"no image"), ("r.jpg", jpeg("red")), ("none.jpg", b"")]
     answer = post_files(server, *files).json()

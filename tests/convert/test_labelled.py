@@ -1,0 +1,46 @@
+"""Options that do not fit labelled photos."""
+
+import numpy as np
+import pytest
+
+from convert.errors import ConvertError
+from convert.labelled import check_order, check_range
+
+NAMES = ("a", "b", "c", "d", "e", "f")
+LABELS = np.random.default_rng(1).permutation(np.arange(96) % 6)
+
+
+def noisy(answers: np.ndarray, share: float) -> np.ndarray:
+    """Answers of which so many are another class."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.uniform(size=len(answers)) < share, rng.integers(0, 6, len(answers)), answers)
+
+
+def test_two_names_in_each_others_place_are_found_of_a_good_model() -> None:
+    swapped = np.array([1, 0, 2, 3, 4, 5])[LABELS]
+    with pytest.raises(ConvertError, match=r"photos of a are answered as b .*: give --labels in the order"):
+        check_order(swapped, LABELS, NAMES)
+    check_order(LABELS, LABELS, NAMES)
+
+
+def test_a_reversed_order_is_found_of_a_poor_model() -> None:
+    with pytest.raises(ConvertError, match="photos of a are answered as f"):
+        check_order(noisy(5 - LABELS, 0.4), LABELS, NAMES)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1.0])
+def test_a_model_that_errs_is_no_other_order(share: float) -> None:
+    check_order(noisy(LABELS, share), LABELS, NAMES)
+
+
+def test_one_answer_to_every_photo_is_no_other_order() -> None:
+    check_order(np.zeros_like(LABELS), LABELS, NAMES)
+
+
+def test_a_range_in_which_every_photo_is_the_same_is_refused_for_one_in_which_they_differ() -> None:
+    one, several = np.zeros_like(LABELS), noisy(LABELS, 0.95)
+    assert (several == LABELS).mean() < 0.3  # not clearly better than 17 %
+    with pytest.raises(ConvertError, match="give --input-range=0,255"):
+        check_range({"0,1": one, "0,255": several}, LABELS, "0,1")
+    check_range({"0,1": several, "0,255": one}, LABELS, "0,1")
+    check_range({"0,1": one, "0,255": one}, LABELS, "0,1")
