@@ -14,7 +14,7 @@ from service.settings import read_settings
 _settings = read_settings()
 
 worker_class = "service.protocol.Worker"
-keepalive = 75  # seconds, head included; longer than a balancer keeps an idle connection, so that it closes
+keepalive = 75  # seconds, heads included; longer than a balancer keeps an idle connection: the balancer closes first
 graceful_timeout = (_settings.drain_delay_ms + _settings.request_timeout_ms) // 1000 + 5
 timeout = max(30, 2 * graceful_timeout)  # a worker that drains gives no sign of life: it may last as long as draining
 control_socket_disable = True
