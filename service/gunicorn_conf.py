@@ -20,7 +20,7 @@ timeout = max(30, 2 * graceful_timeout)  # a worker that drains gives no sign of
 control_socket_disable = True
 
 
-def on_starting(server: Any) -> None:
+def when_ready(server: Any) -> None:  # it listens: nothing is left of a start on a port in use
     """Counts of an earlier run are not ours: a given folder is cleared, else there is a new one."""
     if server.cfg.preload_app:  # before this folder is known to the metrics
         sys.stderr.write("--preload cannot be used: each worker loads the models itself; leave it out\n")

@@ -11,7 +11,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Sous</title>
-<h1>What is on the photo?</h1>
+<h1>What is in the photo?</h1>
 <form method="post" action="/predict" enctype="multipart/form-data">
 <p><input type="file" name="file" accept="image/*" multiple required aria-label="Photos">
 <p>{buttons}

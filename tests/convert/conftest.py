@@ -136,10 +136,12 @@ def refused(convert: Callable[..., Outcome], tmp_path: Path, scratch: Path) -> C
 
 
 def without_bars(text: str) -> str:
-    """Standard error less the progress bars, and the photos and scores between them."""
+    """Standard error less the progress bars, and the notes between them."""
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
     return "\n".join(
-        line for line in lines if not re.search(r"\d+ % \|.*elapsed|^\w.*: agreement [\d.]+ %, top-1|^photos: ", line)
+        line
+        for line in lines
+        if not re.search(r"\d+ % \|.*elapsed|^\w.*: agreement [\d.]+ %, top-1|^photos: |^top-1 of the source", line)
     )
 
 

@@ -1,10 +1,17 @@
 """Options that do not fit labelled photos."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from convert.errors import ConvertError
-from convert.labelled import check_order, check_range
+from convert.labelled import check, check_order, check_range
+from convert.photos import find
+from convert.progress import Progress
+from convert.source import Source
+from service.image import Contract
+from tests.convert import sources
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 LABELS = np.random.default_rng(1).permutation(np.arange(96) % 6)
@@ -44,3 +51,20 @@ def test_a_range_in_which_every_photo_is_the_same_is_refused_for_one_in_which_th
         check_range({"0,1": one, "0,255": several}, LABELS, "0,1")
     check_range({"0,1": several, "0,255": one}, LABELS, "0,1")
     check_range({"0,1": one, "0,255": one}, LABELS, "0,1")
+
+
+@pytest.mark.parametrize("is_blind", [True, False])
+def test_a_source_no_better_than_chance_is_told(
+    is_blind: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = find(sources.write_splits(tmp_path), None, 4, 1000)
+
+    def call(images: np.ndarray) -> np.ndarray:
+        """Brightness and red against blue are all that the classes differ in."""
+        red, _, blue = images.mean((1, 2)).T
+        light, warm = (red + blue) / 2 > red.max() / 2 + blue.min() / 4, red > blue
+        return np.eye(4, dtype=np.float32)[np.zeros(len(images), int) if is_blind else 2 * light + warm]
+
+    source = Source(Path("x.keras"), "keras", "", sources.SIZE, sources.SIZE, 4, call, None)
+    check(source, found, Contract(sources.SIZE, sources.SIZE), "0,255", Progress())
+    assert ("25 % on 32 photos, no better than chance" in capfd.readouterr().err) == is_blind

@@ -23,9 +23,9 @@ def post(server: Server) -> httpx.Response:
     return CLIENT.post(f"{server.url}/predict", content=jpeg("red"), headers=RAW, timeout=20)
 
 
-def start(models: Path) -> subprocess.CompletedProcess[str]:
+def start(models: Path, bind: str = "127.0.0.1:0", **more: str) -> subprocess.CompletedProcess[str]:
     """A service that is expected to give up."""
-    command, env = [sys.executable, "-m", "service", "--bind", "127.0.0.1:0"], environment(models, {})
+    command, env = [sys.executable, "-m", "service", "--bind", bind], environment(models, {}) | more
     return subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=20, check=False)
 
 
@@ -83,6 +83,15 @@ def test_a_broken_package_ends_the_start_with_one_clear_line(models: Path) -> No
     assert ended.returncode == CANNOT_SERVE
     assert "model.onnx differs from the hash in its report" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_start_on_a_port_in_use_leaves_nothing(server: Server, models: Path, tmp_path: Path) -> None:
+    write_package(models)
+    (tmp_path / "tmp").mkdir()
+    ended = start(models, server.url.removeprefix("http://"), TMPDIR=str(tmp_path / "tmp"))
+    assert ended.returncode != 0
+    assert "Connection in use" in ended.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_package_that_fails_its_golden_set_is_never_ready(models: Path) -> None:
