@@ -26,10 +26,11 @@ PINNED := --quiet --no-deps --require-hashes -r
 serve: .venv/service.stamp
 	$(BIN)/python -m service --bind 127.0.0.1:$(PORT)
 
-# Conversions compute, stacks in containers mostly wait: these two beside each other. All else is timed, and runs alone.
-BESIDE := tests/deploy/test_docker.py tests/convert
+# Conversions compute, stacks in containers mostly wait: these two beside each other, and after the stacks what computes
+# as well. All else is timed, and runs alone.
+BESIDE := tests/deploy/test_docker.py tests/convert $(patsubst %,tests/perf/test_%.py,plan recommend report results)
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest --ignore=$(word 1,$(BESIDE)) tests/test_*.py tests/deploy tests/perf tests/service
+	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(filter %.py,$(BESIDE))) tests/test_*.py tests/deploy tests/perf tests/service
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(BESIDE)
 
 .PHONY: $(BESIDE)

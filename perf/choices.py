@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from math import inf
+from operator import mul
 
 from perf.candidates import AXES, SAME_ACCURACY, Axis, Candidate, front
 
@@ -154,7 +155,8 @@ def _most_accurate(open_: list[Candidate]) -> Choice:
 def _balanced(open_: list[Candidate]) -> Choice:
     among = front(open_)
     wins = _wins(among)
-    best = max(among, key=lambda c: (_score(c, among, [1.0] * len(AXES)), -c.cost))
+    places = _places(among)
+    best = max(among, key=lambda c: (sum(places[c]), -c.cost))
     total = sum(len(weights) for weights in wins.values())
     share = len(wins[best]) / total
     figures = (
@@ -173,8 +175,10 @@ def _balanced(open_: list[Candidate]) -> Choice:
 def _wins(among: list[Candidate]) -> dict[Candidate, list[tuple[int, ...]]]:
     """For each candidate the weightings (tenths that add up to one) under which it comes first."""
     wins: dict[Candidate, list[tuple[int, ...]]] = {c: [] for c in among}
+    places = _places(among)
     for weights in _weightings():
-        wins[max(among, key=lambda c: (_score(c, among, list(weights)), -c.cost))].append(weights)
+        scores = {c: sum(map(mul, weights, places[c])) for c in among}
+        wins[max(among, key=lambda c: (scores[c], -c.cost))].append(weights)
     return wins
 
 
@@ -183,9 +187,9 @@ def _weightings() -> list[tuple[int, ...]]:
     return [weights for weights in product(range(STEPS + 1), repeat=len(AXES)) if sum(weights) == STEPS]
 
 
-def _score(c: Candidate, among: list[Candidate], weights: "list[float] | list[int]") -> float:
-    """Weighted mean of the candidate's places, 0 (worst of `among`) to 1 (best), on every axis."""
-    return sum(w * _place(axis, c, among) for axis, w in zip(AXES, weights, strict=True)) / sum(weights)
+def _places(among: list[Candidate]) -> dict[Candidate, list[float]]:
+    """Each candidate's places on the axes, 0 (worst of `among`) to 1 (best)."""
+    return {c: [_place(axis, c, among) for axis in AXES] for c in among}
 
 
 def _place(axis: Axis, c: Candidate, among: list[Candidate]) -> float:
