@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from convert.graph import Array, add_constant, constants, like, replace
+from convert.graph import Array, add_constant, constants, drop_unread, replace
 from convert.shifts import channelwise
 
 ONE = "one"  # float32 [1], the scale of codes that a scale a channel already holds
@@ -32,11 +32,11 @@ def absorb(model: ModelProto) -> ModelProto:
     found = biased(model, values, made)
     for one in found:
         replace(model, one, chain(model, one, values, made))
-    graph = model.graph
-    nodes = leading_to([*(one_of(graph.input[0].name) if found else []), *graph.node], graph.output[0].name)
-    read = {name for node in nodes for name in node.input}
-    weights = [tensor for tensor in graph.initializer if tensor.name in read]
-    return like(model, helper.make_graph(nodes, graph.name, graph.input, graph.output, weights))
+    nodes = [*(one_of(model.graph.input[0].name) if found else []), *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unread(model)
+    return model
 
 
 def biased(model: ModelProto, values: Mapping[str, Array], made: Mapping[str, NodeProto]) -> list[Biased]:
@@ -88,13 +88,3 @@ def chain(
         helper.make_node("Add", [scaled, bias], [shifted], shifted),
         helper.make_node("Transpose", [shifted], [add.output[0]], back.name, perm=[0, 3, 1, 2]),
     ]
-
-
-def leading_to(nodes: list[NodeProto], answer: str) -> list[NodeProto]:
-    """The nodes on a way to the answer."""
-    needed, kept = {answer}, list[NodeProto]()
-    for node in reversed(nodes):
-        if not needed.isdisjoint(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    return kept[::-1]

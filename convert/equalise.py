@@ -83,7 +83,7 @@ class Groups:
             self.of(node.input[0]).fixed |= not rescalable(node, self.values)
             self.of(node.output[0]).writers.append(node)
             self.of(node.output[0]).fixed |= node.op_type == "Gemm"
-        elif node.op_type in SHARING and not shifts(node, computed, self.values):
+        elif node.op_type in SHARING and not adds_constant(node, computed, self.values):
             for name in computed:
                 self.join(self.of(node.output[0]), self.of(name))
             if node.op_type == "Clip":
@@ -104,13 +104,10 @@ class Groups:
         self.member.update(dict.fromkeys(b.tensors, a))
 
 
-def shifts(node: NodeProto, computed: Sequence[str], values: dict[str, Array]) -> bool:
-    """Whether a node adds a constant, or pads with one."""
-    if node.op_type == "Pad":
-        given = node.input[2] if len(node.input) > 2 else ""
-        return (
-            attribute(node, "mode", b"constant") == b"constant" and bool(given) and bool(np.any(values.get(given, 1)))
-        )
+def adds_constant(node: NodeProto, computed: Sequence[str], values: dict[str, Array]) -> bool:
+    """Whether a node adds a constant, or a border of one."""
+    if node.op_type == "Pad" and attribute(node, "mode", b"constant") == b"constant":
+        return any(np.any(values.get(name, 1)) for name in node.input[2:3] if name)
     return node.op_type == "Add" and len(computed) < 2
 
 

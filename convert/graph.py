@@ -214,6 +214,19 @@ def rename(places: Any, names: dict[str, str]) -> None:
         places[place] = names.get(name, name)
 
 
+def drop_unread(model: ModelProto) -> None:
+    """Remove nodes and constants that lead to no output, in place."""
+    read, kept = {output.name for output in model.graph.output}, list[NodeProto]()
+    for node in reversed(model.graph.node):
+        if not read.isdisjoint(node.output):
+            read.update(node.input)
+            kept.append(node)
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(reversed(kept))
+    model.graph.initializer.extend(weights)
+
+
 def replace(model: ModelProto, old: Sequence[NodeProto], new: Sequence[NodeProto]) -> None:
     """Put `new` where the last of `old` stood."""
     doomed = {node.name for node in old}

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convert import card, golden, package, photos, timing, verify
+from convert import card, golden, labelled, package, photos, timing, verify
 from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_space, export
-from convert.labelled import check
 from convert.optimise import prepare
 from convert.options import RANGES, Options
 from convert.photos import Photos
@@ -72,7 +71,7 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
         found = photos.find(options.images, options.labels, source.classes, options.calibration)
         progress.note(str(found))
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
-        check(source, found, contract, options.input_range, progress)
+        labelled.check(source, found, contract, options.input_range, progress)
         tick()
     judged = (*found.tuning, *found.evaluation)
     with progress.stage("check photos", photos.batch_count(judged)) as tick:  # not after half an hour

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from convert.errors import ConvertError
-from convert.graph import Array, add_constant, session, tidy
+from convert.graph import Array, add_constant, drop_unread, session, tidy
 
 INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 BATCHES = (1, 3)
@@ -38,7 +38,7 @@ def constant_shapes(model: ModelProto) -> ModelProto:
                 if constant is None:
                     raise refusal(node, compares=name in compared)
                 node.input[place] = add_constant(model, f"{name}_of_{node.name}", constant)
-    prune(model)
+    drop_unread(model)
     return tidy(model)
 
 
@@ -77,14 +77,3 @@ def constant_of(one: Array, many: Array, *, reshape: bool) -> Array | None:
     follows = one != many
     batch_axis = follows.sum() == 1 and np.array_equal(one[follows] * BATCHES[1], many[follows] * BATCHES[0])
     return np.where(follows, -1, one) if batch_axis else None
-
-
-def prune(model: ModelProto) -> None:
-    """Remove nodes whose results nobody reads."""
-    wanted, kept = {output.name for output in model.graph.output}, []
-    for node in reversed(model.graph.node):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            kept.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))

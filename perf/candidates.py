@@ -125,10 +125,16 @@ def _at_least(a: Candidate, b: Candidate) -> bool:
     return all(axis.good(a) >= axis.good(b) - axis.slack for axis in AXES)
 
 
-# A limit at its loosest (a p99 stays limited: without any, rates are other ones), and as a candidate needs it.
-LIMITS: dict[str, tuple[float, Callable[[Candidate], float]]] = {
-    "min_accuracy": (0.0, lambda c: floor(1000 * c.accuracy) / 1000),
-    "max_p99_ms": (float_info.max, lambda c: ceil(c.p99_ms)),
-    "max_memory_mb": (inf, lambda c: ceil(c.memory_mb)),
-    "min_rate": (0.0, lambda c: floor(min(c.rate, c.timed_rate))),
+class Limit(NamedTuple):
+    """A constraint at its loosest (a p99 stays limited: without any, rates are other ones), and as one needs it."""
+
+    loosest: float
+    needed: Callable[[Candidate], float]
+
+
+LIMITS = {
+    "min_accuracy": Limit(0.0, lambda c: floor(1000 * c.accuracy) / 1000),
+    "max_p99_ms": Limit(float_info.max, lambda c: ceil(c.p99_ms)),
+    "max_memory_mb": Limit(inf, lambda c: ceil(c.memory_mb)),
+    "min_rate": Limit(0.0, lambda c: floor(min(c.rate, c.timed_rate))),
 }

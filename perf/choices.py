@@ -67,8 +67,8 @@ def _fastest(open_: list[Candidate]) -> Choice:
         reasons.append(f"next: {rest[0].name} at {rest[0].rate:.0f}/s ({rest[0].rate / best.rate - 1:+.0%})")
     if rival := _rival(order, best, _fast):
         change.append(f"{rival.name} would win if it gave {rival.rate:.0f}/s")
-        if rest[0].rate_high > best.rate_low:
-            change.append("their 95 % intervals overlap: another run may swap them")
+    if rest and rest[0].rate_high > best.rate_low:
+        change.append(f"its 95 % interval and that of {rest[0].name} overlap: another run may swap them")
     if cheaper := [c for c in rest if c.cost < best.cost]:
         c = min(cheaper, key=lambda o: o.cost)
         change.append(f"if {c.rate:.0f}/s is enough, {c.name} costs {1 - c.cost / best.cost:.0%} less an answer")
@@ -110,7 +110,7 @@ def _rival(order: list[Candidate], best: Candidate, figure: Figure) -> Candidate
         if best.accuracy > other.accuracy + SAME_ACCURACY:
             return _highest(best, figure) / _lowest(other, figure)
         if other.accuracy > best.accuracy + SAME_ACCURACY:
-            return _lowest(best, figure) / _highest(other, figure)
+            return _lowest(order[0], figure) / _highest(other, figure)
         return figure(best) / figure(other)
 
     for other in sorted((c for c in order if c != best), key=needed):

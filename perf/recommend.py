@@ -59,7 +59,7 @@ def _loosened(choice: Choice, candidates: list[Candidate], limits: Constraints) 
         return next(c.candidate for c in chosen if c.priority == choice.priority)
 
     def instead(names: list[str]) -> list[str]:
-        other = winner({name: LIMITS[name][0] for name in names})
+        other = winner({name: LIMITS[name].loosest for name in names})
         least = _needed(other, limits, names)
         is_true = other != choice.candidate and winner(least) == other
         return [f"{other.name} would win with {_options(least)}"] if is_true else []
@@ -85,9 +85,9 @@ def _given(limits: Constraints) -> list[str]:
 
 def _needed(c: Candidate, limits: Constraints, names: list[str]) -> dict[str, float]:
     """Those of these limits that a candidate misses, as loose as it needs them."""
-    loosest = {name: LIMITS[name][0] for name in names}
+    loosest = {name: LIMITS[name].loosest for name in names}
     missed = [n for n in names if refusal(c, replace(limits, **{**loosest, n: getattr(limits, n)}))]
-    return {name: LIMITS[name][1](c) for name in missed}
+    return {name: LIMITS[name].needed(c) for name in missed}
 
 
 def _distance(least: dict[str, float], limits: Constraints) -> float:

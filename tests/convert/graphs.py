@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convert.graph import Array, session
+from convert.ranges import Range
+
+ENTRY = Range(1 / 128, 128)  # of the pixels of `network`
 
 
 def graph(
@@ -63,3 +66,39 @@ def pictures(count: int = 4, size: int = 12) -> NDArray[np.uint8]:
 
 def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def network() -> ModelProto:
+    """Convolution, depthwise, projection with a shortcut, pooling, dense: a prepared graph of pixels' values."""
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w0", "b0"], ["c0"], strides=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Clip", ["c0", "zero", "six"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("Clip", ["c1", "zero", "six"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"]),
+        helper.make_node("Add", ["r0", "c2"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r2"]),
+        helper.make_node("MaxPool", ["r2"], ["m"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("ReduceMean", ["m", "axes"], ["g"], keepdims=0),
+        helper.make_node("Gemm", ["g", "w3", "b3"], ["l"]),
+        helper.make_node("Softmax", ["l"], ["probabilities"], axis=1),
+    ]
+    weights: dict[str, Array] = {
+        "w0": normal(8, 3, 3, 3) * 0.5,
+        "b0": normal(8, seed=1),
+        "w1": normal(8, 1, 3, 3, seed=2) * 0.5,
+        "b1": normal(8, seed=3),
+        "w2": normal(8, 8, 1, 1, seed=4) * 0.4,
+        "w3": normal(8, 5, seed=5),
+        "b3": normal(5, seed=6),
+    }
+    scales = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32), "axes": np.array([2, 3])}
+    return graph(nodes, weights | scales, [12, 12, 3], axes=2)
+
+
+def batches() -> list[NDArray[np.uint8]]:
+    """Six of eight pictures for it."""
+    rng = np.random.default_rng(9)
+    base = rng.integers(0, 256, (6, 8, 1, 1, 3)) * 0.6 + rng.integers(0, 100, (6, 8, 12, 12, 3))
+    return list(np.clip(base, 0, 255).astype(np.uint8))

@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from convert import export, pipeline
+from convert.__main__ import calibration
 from convert.errors import ConvertError, GateRefusedError
 from convert.options import Options
 from convert.photos import Photos
@@ -209,6 +211,10 @@ def test_more_pruning_than_the_network_has_room_for(keras: Any, refused: Refused
 )
 def test_nonsense_on_the_command_line(options: list[str], message: str, refused: Refused, tmp_path: Path) -> None:
     assert message in refused(tmp_path / "x.keras", *options)
+
+
+def test_more_calibration_photos_than_a_machine_counts_are_all_there_are() -> None:
+    assert calibration("9" * 30) == sys.maxsize
 
 
 def test_a_missing_images_folder(saved: Path, refused: Refused, tmp_path: Path) -> None:

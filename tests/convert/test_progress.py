@@ -17,6 +17,7 @@ def test_a_bar_shows_how_far_a_stage_is_and_how_long_it_takes_yet(capfd: pytest.
             tick()
     shown = capfd.readouterr().err
     assert re.search(r"load +25 % \|.+\| 00:0\d elapsed, 00:0\d left", shown)
+    assert max(len(line) for line in re.split(r"[\r\n]", shown)) < 80  # columns of a terminal
     assert re.search(r"load +100 % \|█+\| 00:0\d elapsed, 00:00 left", shown)
 
 

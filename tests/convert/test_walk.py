@@ -6,56 +6,18 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 import pytest
-from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from convert import qdq
 from convert.centre import centre
-from convert.equalise import equalise
 from convert.graph import Array, constants, steps
 from convert.ranges import Range
 from convert.rounding import PAIR
 from convert.streams import place, split
 from convert.walk import Quantisation, Recipe, kernel_order, macs, patches, positions, walk
-from tests.convert.graphs import fused, graph, normal, pictures, run
+from tests.convert.graphs import ENTRY, batches, fused, graph, network, normal, pictures, run
 
 node = helper.make_node
-ENTRY = Range(1 / 128, 128)
-
-
-def network() -> ModelProto:
-    """Convolution, depthwise, projection with a shortcut, pooling, dense: a prepared graph of pixels' values."""
-    nodes = [
-        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
-        node("Conv", ["t", "w0", "b0"], ["c0"], strides=[2, 2], pads=[0, 0, 1, 1]),
-        node("Clip", ["c0", "zero", "six"], ["r0"]),
-        node("Conv", ["r0", "w1", "b1"], ["c1"], group=8, pads=[1, 1, 1, 1]),
-        node("Clip", ["c1", "zero", "six"], ["r1"]),
-        node("Conv", ["r1", "w2"], ["c2"]),
-        node("Add", ["r0", "c2"], ["a"]),
-        node("Relu", ["a"], ["r2"]),
-        node("MaxPool", ["r2"], ["m"], kernel_shape=[2, 2], strides=[2, 2]),
-        node("ReduceMean", ["m", "axes"], ["g"], keepdims=0),
-        node("Gemm", ["g", "w3", "b3"], ["l"]),
-        node("Softmax", ["l"], ["probabilities"], axis=1),
-    ]
-    weights: dict[str, Array] = {
-        "w0": normal(8, 3, 3, 3) * 0.5,
-        "b0": normal(8, seed=1),
-        "w1": normal(8, 1, 3, 3, seed=2) * 0.5,
-        "b1": normal(8, seed=3),
-        "w2": normal(8, 8, 1, 1, seed=4) * 0.4,
-        "w3": normal(8, 5, seed=5),
-        "b3": normal(5, seed=6),
-    }
-    scales = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32), "axes": np.array([2, 3])}
-    return graph(nodes, weights | scales, [12, 12, 3], axes=2)
-
-
-def batches() -> list[NDArray[np.uint8]]:
-    rng = np.random.default_rng(9)
-    base = rng.integers(0, 256, (6, 8, 1, 1, 3)) * 0.6 + rng.integers(0, 100, (6, 8, 12, 12, 3))
-    return list(np.clip(base, 0, 255).astype(np.uint8))
 
 
 def quantised(recipe: Recipe) -> tuple[ModelProto, Quantisation, ModelProto]:
@@ -344,71 +306,3 @@ def test_pixels_that_the_graph_casts_itself_are_walked_too() -> None:
 
 def test_the_walk_is_the_same_each_time() -> None:
     assert quantised(Recipe())[2].SerializeToString() == quantised(Recipe())[2].SerializeToString()
-
-
-# ---- equalisation
-
-
-def activations(model: ModelProto, name: str) -> Array:
-    return run(model, ENTRY.dequantise(np.concatenate(batches())), name)[0]
-
-
-def test_equalisation_changes_no_answer_and_no_clip_binds_more() -> None:
-    model, plain = network(), network()
-    equalise(model, batches(), ENTRY, lambda: None)
-    image = ENTRY.dequantise(np.concatenate(batches()))
-    assert model.SerializeToString() != plain.SerializeToString()
-    assert run(model, image)[0] == pytest.approx(run(plain, image)[0], abs=1e-4)
-
-
-def test_equalised_channels_have_one_range() -> None:
-    nodes = [
-        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
-        node("Conv", ["t", "w0", "b0"], ["c0"]),
-        node("Relu", ["c0"], ["r0"]),
-        node("Conv", ["r0", "w1"], ["probabilities"]),
-    ]
-    weight = normal(6, 3, 3, 3) * np.logspace(-1, 1, 6, dtype=np.float32).reshape(-1, 1, 1, 1)
-    weights = {"w0": weight, "b0": np.ones(6, np.float32), "w1": normal(4, 6, 1, 1, seed=2)}
-    model = graph(nodes, weights, [12, 12, 3])
-    before = activations(model, "r0").max((0, 2, 3))
-    answers = activations(model, "probabilities")
-    equalise(model, batches(), ENTRY, lambda: None)
-    after = activations(model, "c0")
-    after = np.abs(after).max((0, 2, 3))
-    assert before.max() / before.min() > 5
-    assert after.max() / after.min() < 1.01
-    assert activations(model, "probabilities") == pytest.approx(answers, abs=1e-4 * float(np.abs(answers).max()))
-
-
-@pytest.mark.parametrize("value", [0.0, 1.5])
-def test_channels_before_a_border_of_a_value_keep_their_ranges(value: float) -> None:
-    nodes = [
-        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
-        node("Conv", ["t", "w0"], ["c0"]),
-        node("Relu", ["c0"], ["r0"]),
-        node("Pad", ["r0", "border", "value"], ["p"]),
-        node("Conv", ["p", "w1"], ["probabilities"]),
-    ]
-    weight = normal(6, 3, 3, 3) * np.logspace(-1, 1, 6, dtype=np.float32).reshape(-1, 1, 1, 1)
-    border = {"border": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "value": np.array(value, np.float32)}
-    model = graph(nodes, {"w0": weight, "w1": normal(4, 6, 3, 3, seed=2), **border}, [12, 12, 3])
-    before, answers = activations(model, "r0"), activations(model, "probabilities")
-    equalise(model, batches(), ENTRY, lambda: None)
-    assert np.array_equal(activations(model, "r0"), before) == bool(value)
-    assert activations(model, "probabilities") == pytest.approx(answers, abs=1e-4 * float(np.abs(answers).max()))
-
-
-def test_a_sum_of_one_channel_and_many_keeps_its_ranges() -> None:
-    nodes = [
-        node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
-        node("Conv", ["t", "w0"], ["many"]),
-        node("Conv", ["t", "w1"], ["one"]),
-        node("Add", ["many", "one"], ["s"]),
-        node("Conv", ["s", "w2"], ["probabilities"]),
-    ]
-    weights = {"w0": normal(6, 3, 3, 3), "w1": normal(1, 3, 3, 3, seed=1), "w2": normal(4, 6, 1, 1, seed=2)}
-    model = graph(nodes, weights, [12, 12, 3])
-    before = activations(model, "s")
-    equalise(model, batches(), ENTRY, lambda: None)
-    assert np.array_equal(activations(model, "s"), before)

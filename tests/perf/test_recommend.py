@@ -178,7 +178,7 @@ def test_the_price_of_a_core_changes_no_ranking() -> None:
 def test_overlapping_rates_are_called_a_tie() -> None:
     close = cell("scaled", "small", accuracy=0.58, rate=187, p99=35, memory=210, replicas=2)
     (fastest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "highest throughput"]
-    assert "their 95 % intervals overlap: another run may swap them" in fastest.change
+    assert "its 95 % interval and that of small on scaled overlap: another run may swap them" in fastest.change
 
 
 def test_rates_that_their_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
@@ -205,6 +205,14 @@ def test_what_would_win_with_more_answers_does_with_them_and_not_with_fewer(
     assert float(text.split()[-1].removesuffix("/s")) == pytest.approx(rate * times, abs=0.5)
     assert answer(1.001 * rate * times).candidate.model == "other"
     assert answer(0.999 * rate * times).candidate.model == "small"
+
+
+def test_the_most_accurate_would_win_once_no_run_tells_it_from_the_fastest() -> None:
+    tied = cell("scaled", "tied", accuracy=0.60, rate=187, p99=35, memory=210, replicas=2)
+    slower = cell("scaled", "slower", accuracy=0.62, rate=150, p99=35, memory=210, replicas=2)
+    (fastest,) = [c for c in chosen([SMALL_TWICE, tied, slower]).choices if c.priority == "highest throughput"]
+    assert fastest.candidate.model == "tied"
+    assert fastest.change[0] == "slower on scaled would win if it gave 179/s"  # 1.03 x 179 reaches 0.97 x 190
 
 
 def test_costs_that_the_rates_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
