@@ -209,7 +209,7 @@ def test_what_would_win_with_more_answers_does_with_them_and_not_with_fewer(
 
 def test_the_most_accurate_would_win_once_no_run_tells_it_from_the_fastest() -> None:
     tied = cell("scaled", "tied", accuracy=0.60, rate=187, p99=35, memory=210, replicas=2)
-    slower = cell("scaled", "slower", accuracy=0.62, rate=150, p99=35, memory=210, replicas=2)
+    slower = cell("scaled", "slower", accuracy=0.62, rate=175, p99=35, memory=210, replicas=2)
     (fastest,) = [c for c in chosen([SMALL_TWICE, tied, slower]).choices if c.priority == "highest throughput"]
     assert fastest.candidate.model == "tied"
     assert fastest.change[0] == "slower on scaled would win if it gave 179/s"  # 1.03 x 179 reaches 0.97 x 190
