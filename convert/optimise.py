@@ -43,6 +43,7 @@ def prepare(model: ModelProto) -> Folded:
     copy.CopyFrom(model)
     affine_to_depthwise(copy)
     merge_pointwise(copy)
+    pads_into_pools(copy)
     entry = fold_input(copy)
     split(copy)
     return Folded(tidy(copy), entry)
@@ -68,6 +69,35 @@ def merge_pointwise(model: ModelProto) -> None:
             set_weights(model, second, merged[:, :, None, None], bias)
             second.input[0] = first.input[0]
             graph.node.remove(first)
+
+
+def pads_into_pools(model: ModelProto) -> None:
+    """A border of zeros around what a Relu gives becomes the pooling's own border (the stem of a ResNet): the padded
+    tensor need not be written. Exact: a border of zeros changes no maximum of numbers from zero up."""
+    values, writers = constants(model), {name: node for node in model.graph.node for name in node.output}
+    for pad in [node for node in model.graph.node if node.op_type == "Pad"]:
+        before, following = writers.get(pad.input[0]), readers(model, pad.output[0])
+        if before is None or before.op_type != "Relu" or [node.op_type for node in following] != ["MaxPool"]:
+            continue
+        (pool,), border = following, zeros_around(pad, values)
+        kernel = attribute(pool, "kernel_shape", [])
+        own = {one.name: helper.get_attribute_value(one) for one in pool.attribute if one.name != "auto_pad"}
+        automatic = attribute(pool, "auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}
+        if border is None or automatic or own.get("dilations", [1, 1]) != [1, 1]:
+            continue
+        own["pads"] = [one + more for one, more in zip(border, own.get("pads", [0] * 4), strict=True)]
+        if all(one < size for one, size in zip(own["pads"], kernel * 2, strict=True)):  # no window sees only border
+            replace(model, [pad, pool], [helper.make_node("MaxPool", pad.input[:1], pool.output, pool.name, **own)])
+
+
+def zeros_around(pad: NodeProto, values: dict[str, Array]) -> list[int] | None:
+    """Top, left, bottom and right of a Pad that puts zeros around pictures `[N, C, H, W]`; None for any other."""
+    amounts, value = values.get(pad.input[1], np.zeros(0)), [values.get(name, np.ones(1)) for name in pad.input[2:3]]
+    constant = attribute(pad, "mode", b"constant") == b"constant" and not np.any(value)
+    if amounts.shape != (8,) or len(pad.input) > 3 or not constant:
+        return None
+    outer, inner = amounts[[0, 1, 4, 5]], amounts[[2, 3, 6, 7]]
+    return None if outer.any() or inner.min() < 0 else inner.tolist()
 
 
 def affine_to_depthwise(model: ModelProto) -> None:

@@ -1,5 +1,5 @@
-"""The search: everything in int8, and while that is not safely inside the gate on the tuning photos, ever more tensors
-kept float, those first whose rounding costs most."""
+"""The search: everything in int8, or as few tensors kept float as bring it safely inside the gate on the tuning photos,
+those first whose rounding costs most."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -67,8 +67,8 @@ class Search:
     progress: Progress
 
     def run(self, weight_bits: int) -> tuple[Candidate, list[Effect]]:
-        """Of all int8 and ever more tensors float the first candidate safely inside the gate, else the first inside it,
-        else the nearest to float; and the measured effects."""
+        """All int8 if that is safely inside the gate, else the fewest tensors float found by halving that are, else the
+        fewest inside it, else the candidate nearest to float; and the measured effects."""
         tried = [self.attempt(Recipe(weight_bits=weight_bits))]
         if self.safe(tried[0]):
             return tried[0], []
@@ -77,12 +77,15 @@ class Search:
         with self.progress.stage("measure sensitivity", len(probed(model, base))) as tick:
             effects = measure(model, base, pixels, tick)
         worthy = [effect for effect in effects if effect.share >= LEAST_SHARE]
-        for kept in growing(affordable(worthy, lambda names: share_of_macs(model, base.macs, names))):
-            tried.append(self.attempt(replace(tried[0].recipe, keep_float=frozenset(kept))))
-            if self.safe(tried[-1]):
-                return tried[-1], effects
-        inside = [one for one in tried if not self.gate.missed(one.score)]
-        return inside[0] if inside else min(tried, key=lambda one: one.score.mean_dp), effects
+        names = affordable(worthy, lambda names: share_of_macs(model, base.macs, names))
+        few, enough = 0, len(names) + 1
+        while enough - few > 1:
+            count = (few + enough) // 2
+            tried.append(self.attempt(replace(tried[0].recipe, keep_float=frozenset(names[:count]))))
+            few, enough = (few, count) if self.safe(tried[-1]) else (count, enough)
+        tried.sort(key=lambda one: len(one.recipe.keep_float))
+        fits = [one for one in tried if self.safe(one)] or [one for one in tried if not self.gate.missed(one.score)]
+        return fits[0] if fits else min(tried, key=lambda one: one.score.mean_dp), effects
 
     def safe(self, candidate: Candidate) -> bool:
         """Whether it would pass a gate that is a little stricter."""
@@ -166,9 +169,3 @@ def affordable(effects: Sequence[Effect], share: Callable[[Set[str]], float]) ->
         if len(kept) < MOST_FLOAT and share({*kept, effect.tensor}) <= MOST_FLOAT_MACS:
             kept.append(effect.tensor)
     return kept
-
-
-def growing(names: Sequence[str]) -> list[Sequence[str]]:
-    """The first name, the first two, twice as many each time, and all of them."""
-    counts = [1 << power for power in range(len(names).bit_length()) if 1 << power < len(names)]
-    return [names[:count] for count in counts] + ([names] if names else [])

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convert.graph import Array, tidy
-from convert.optimise import affine_to_depthwise, fold_input, merge_pointwise, prepare
+from convert.optimise import affine_to_depthwise, fold_input, merge_pointwise, pads_into_pools, prepare
 from tests.convert.graphs import graph, normal, operators, pictures, run
 
 node = helper.make_node
@@ -186,6 +186,48 @@ def test_other_pairs_are_left_alone(model: ModelProto) -> None:
     before = operators(model)
     merge_pointwise(model)
     assert operators(model) == before
+
+
+def pooled(before: str, border: Sequence[int], value: float, **own: Any) -> ModelProto:
+    """An activation, a Pad of `border` and a MaxPool of 3x3."""
+    nodes = [
+        node(before, ["image"], ["r"]),
+        node("Pad", ["r", "border", "value"], ["p"]),
+        node("MaxPool", ["p"], ["probabilities"], kernel_shape=[3, 3], strides=[2, 2], **own),
+    ]
+    return graph(nodes, {"border": np.array(border), "value": scalar(value)}, [2, 9, 9])
+
+
+AROUND = (0, 0, 1, 1, 0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("border", [AROUND, (0, 0, 0, 0, 0, 0, 2, 1)])
+@pytest.mark.parametrize("own", [{}, {"auto_pad": "VALID"}, {"pads": [0, 1, 0, 0]}, {"ceil_mode": 1}])
+def test_zeros_around_what_a_relu_gives_become_the_border_of_the_pooling(
+    border: Sequence[int], own: dict[str, Any]
+) -> None:
+    model, x = pooled("Relu", border, 0.0, **own), normal(2, 2, 9, 9) - 1.0
+    (before,) = run(model, x)
+    pads_into_pools(model)
+    assert operators(model) == ["Relu", "MaxPool"]
+    assert np.array_equal(run(model, x)[0], before)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pooled("Tanh", AROUND, 0.0),  # a zero is more than the least
+        pooled("Relu", AROUND, 1.0),
+        pooled("Relu", (0, 1, 1, 1, 0, 0, 1, 1), 0.0),  # a channel more
+        pooled("Relu", (0, 0, -1, 1, 0, 0, 1, 1), 0.0),  # cut, not padded
+        pooled("Relu", (0, 0, 3, 3, 0, 0, 3, 3), 0.0),  # windows of nothing but zeros
+        pooled("Relu", AROUND, 0.0, dilations=[2, 2]),
+        pooled("Relu", AROUND, 0.0, auto_pad="SAME_UPPER"),
+    ],
+)
+def test_other_pads_are_left_alone(model: ModelProto) -> None:
+    pads_into_pools(model)
+    assert "Pad" in operators(model)
 
 
 def test_tidy_names_depend_on_the_graph_alone() -> None:

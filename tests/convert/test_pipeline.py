@@ -14,7 +14,7 @@ from convert.export import check_parity
 from convert.graph import Array
 from convert.options import Options
 from convert.pipeline import advice, check_portable, judge
-from convert.quantise import Effect, affordable, growing
+from convert.quantise import Effect, affordable
 from convert.source import PREDICTED, Source, open_source
 from convert.timing import Timed
 from tests.convert import sources
@@ -140,10 +140,3 @@ def test_tensors_are_kept_float_as_long_as_they_are_cheap() -> None:
     assert affordable(effects, lambda names: sum(cost[name] for name in names)) == list("abcd")
     assert affordable([], lambda _: 0.0) == []
     assert len(affordable([Effect(str(number), 0.5, 0.0) for number in range(20)], lambda _: 0.0)) == 8
-
-
-@pytest.mark.parametrize(
-    ("names", "tried"), [("", []), ("a", ["a"]), ("ab", ["a", "ab"]), ("abcde", ["a", "ab", "abcd", "abcde"])]
-)
-def test_few_tensors_are_tried_in_float_before_many(names: str, tried: list[str]) -> None:
-    assert growing(names) == tried

@@ -42,16 +42,19 @@ class Stubbed(Search):
     """A search whose candidates have given agreements, and a mean difference that falls with them."""
 
     agreements: tuple[float, ...] = ()
+    attempts: int = 0
 
     def attempt(self, recipe: Recipe) -> Candidate:
+        self.attempts += 1
         agreement = self.agreements[len(recipe.keep_float)]
         score = Score(100, agreement, 0.1, (100 - agreement) / 100, None, None)
         return Candidate(Path(f"{len(recipe.keep_float)}"), recipe, Quantisation(), score, 1.0)
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, *agreements: float) -> tuple[Candidate, list[Effect], int]:
-    """The choice, the effects, and how often they were measured."""
-    found, measured = [Effect("r0", 0.6, 0.0), Effect("r1", 0.4, 0.0)], list[int]()
+    """The choice, the effects (of r0 the largest), and how often they were measured."""
+    found = [Effect(f"r{k}", 1 / (k + 2), 0.0) for k in range(len(agreements) - 1)] or [Effect("r0", 1.0, 0.0)]
+    measured = list[int]()
 
     def stub(*_: object) -> list[Effect]:
         measured.append(1)
@@ -64,6 +67,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, *agreements: float) -> tuple[Candi
     chosen, effects = search.run(7)
     assert effects in ([], found)
     assert chosen.recipe.weight_bits == 7
+    assert search.attempts <= 1 + len(agreements).bit_length()  # each takes minutes
     return chosen, effects, len(measured)
 
 
@@ -75,7 +79,10 @@ def test_a_safe_first_candidate_is_taken_and_nothing_is_measured(monkeypatch: py
 @pytest.mark.parametrize(
     ("agreements", "kept"),
     [
-        ((97.2, 97.6), {"r0"}),  # the first that is safe; a third is not tried
+        ((97.2, 97.6), {"r0"}),
+        ((96.0, 97.6, 97.7, 97.8), {"r0"}),  # half of them are enough, and half of that
+        ((96.0, 97.2, 97.6, 97.8), {"r0", "r1"}),
+        ((96.0, 97.0, 97.1, 97.2, 97.3, 97.4, 97.4, 97.6), {f"r{k}" for k in range(7)}),
         ((96.0, 97.2, 97.6), {"r0", "r1"}),
         ((97.2, 97.4, 97.3), set()),  # none is safe: the first inside the gate, which has the fewest tensors float
         ((96.0, 97.1, 97.4), {"r0"}),
@@ -83,8 +90,8 @@ def test_a_safe_first_candidate_is_taken_and_nothing_is_measured(monkeypatch: py
         ((96.0, 95.0, 94.0), set()),
     ],
 )
-def test_the_search_takes_the_first_safe_candidate_else_the_first_inside_else_the_nearest(
+def test_the_search_takes_the_fewest_float_that_are_safe_else_the_fewest_inside_else_the_nearest(
     agreements: tuple[float, ...], kept: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, effects, measured = searched(monkeypatch, *agreements)
-    assert (chosen.recipe.keep_float, len(effects), measured) == (frozenset(kept), 2, 1)
+    assert (chosen.recipe.keep_float, len(effects), measured) == (frozenset(kept), len(agreements) - 1, 1)
