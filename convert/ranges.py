@@ -29,8 +29,10 @@ class Range:
 
     def dequantise(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Values of codes, float32."""
-        table = (np.arange(256, dtype=np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
-        return table[codes]
+        values = codes.astype(np.float32)
+        values -= np.float32(self.zero_point)
+        values *= np.float32(self.scale)
+        return values
 
     def noise(self, values: NDArray[np.float32]) -> float:
         """Share of the values' variance that their rounding and clipping costs."""

@@ -5,8 +5,6 @@ layer's weights are rounded against the errors before it, and each range is chos
 live tensors are kept, in files: the float network's as float16, quantised ones as u8 codes.
 """
 
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +30,7 @@ from convert.graph import (
 )
 from convert.ranges import Range
 from convert.rounding import Moments, Rounded, round_layer
+from convert.stored import Stored
 
 PATCHES = 24_000  # sampled positions a layer
 PROBED = 8  # batches that a range is chosen on
@@ -56,32 +55,6 @@ class Quantisation:
     weights: dict[str, Rounded] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
-
-
-class Stored(Sequence[Array]):
-    """Batches of one tensor in a file that goes with it, read one at a time: what must fit memory is one batch."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115  closed by the next line, when nobody holds the batches
-        weakref.finalize(self, self.file.close)
-        self.places: list[tuple[int, np.dtype[Any], tuple[int, ...]]] = []
-
-    def append(self, batch: Array) -> None:
-        """Store one more batch."""
-        self.places.append((self.file.seek(0, 2), batch.dtype, batch.shape))
-        self.file.write(np.ascontiguousarray(batch).data)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        offset, dtype, shape = self.places[index]
-        batch = np.empty(shape, dtype)
-        self.file.seek(offset)
-        self.file.readinto(batch.data)
-        return batch
 
 
 @dataclass
@@ -304,12 +277,14 @@ def patches(
 ) -> Array:
     """Input patches `[G, P, K]` under output positions, zero beyond the border, as stored."""
     zero = span.zero_point if span else 0
-    (sy, sx), (dy, dx), (top, left, bottom, right) = geometry(node)
+    (sy, sx), (dy, dx), (top, left, _, _) = geometry(node)
     photo, row, column = where
-    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=zero)
-    rows = (row * sy)[:, None] + np.arange(kernel[2]) * dy
-    columns = (column * sx)[:, None] + np.arange(kernel[3]) * dx
-    taken = padded[photo[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [P, kh, kw, C]
+    rows = ((row * sy - top)[:, None] + np.arange(kernel[2]) * dy)[:, :, None]
+    columns = ((column * sx - left)[:, None] + np.arange(kernel[3]) * dx)[:, None, :]
+    height, width = x.shape[2:]
+    near = rows.clip(0, height - 1), columns.clip(0, width - 1)
+    taken = x[photo[:, None, None], :, near[0], near[1]]  # [P, kh, kw, C]
+    taken[(rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)] = zero
     taken = taken.transpose(0, 3, 1, 2).reshape(len(photo), groups, -1)
     return np.ascontiguousarray(taken.transpose(1, 0, 2))
 
