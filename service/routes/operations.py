@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from litestar import Response, get
+from litestar import HttpMethod, Response, get, route
 from litestar.params import FromPath
 
 from service import metrics
@@ -11,14 +11,16 @@ from service.errors import ShuttingDown
 from service.repository import Served
 from service.routes import HttpRequest, problems, ready_classifier
 
+PROBED = (HttpMethod.GET, HttpMethod.HEAD)  # balancers ask either way
 
-@get("/health/live", sync_to_thread=False)
+
+@route("/health/live", http_method=PROBED, sync_to_thread=False)
 def live() -> dict[str, str]:
     """The process answers."""
     return {"status": "live"}
 
 
-@get("/health/ready", sync_to_thread=False, responses=problems(503))
+@route("/health/ready", http_method=PROBED, sync_to_thread=False, responses=problems(503))
 def ready(request: HttpRequest) -> dict[str, str]:
     """Every model is loaded, warmed and tested on this CPU, and the service is not draining."""
     ready_classifier(request)

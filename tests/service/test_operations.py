@@ -9,6 +9,9 @@ from tests.service.running import CLIENT, Server
 def test_probes_answer(server: Server) -> None:
     assert CLIENT.get(f"{server.url}/health/live").json() == {"status": "live"}
     assert CLIENT.get(f"{server.url}/health/ready").json() == {"status": "ready"}
+    for probe in ("live", "ready"):
+        response = CLIENT.head(f"{server.url}/health/{probe}")
+        assert (response.status_code, response.content) == (200, b"")
 
 
 def test_models_lists_the_default_version_of_each_and_which_there_are(server: Server) -> None:
