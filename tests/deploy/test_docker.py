@@ -237,12 +237,23 @@ def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(
                 answers.wait_for(20)
             assert answers.failed() == {}
             assert [one["Image"] for one in replicas(running).values()] == [f"sous/service:{new}"]
+            assert_reads_cgroups(running)
             [scaler] = engine.containers(running.name, "scaler")
             assert f"TAG={new}" in engine.ask(f"/containers/{scaler['Id']}/json")["Config"]["Env"]
             assert predict(running.url)["model"] == "colours"
         finally:
             running.down()
             docker("rmi", *(f"sous/{name}:{new}" for name in ("service", "scaler")))
+
+
+def assert_reads_cgroups(running: Project) -> None:
+    """The scaler reads what a replica uses from its cgroup: asking the engine would disturb what it scales."""
+    [scaler], [replica] = (engine.containers(running.name, name) for name in ("scaler", "replica"))
+    ours = engine.usage(replica["Id"])
+    process = engine.ask(f"/containers/{replica['Id']}/json")["State"]["Pid"]
+    read = f"cgroups.of_process('{process}', '{replica['Id']}', engine.MACHINE).cpu_seconds"
+    seen = docker("exec", scaler["Id"], "python3", "-c", f"from perf import cgroups, engine; print({read})")
+    assert float(seen) == pytest.approx(ours.cpu_seconds, abs=0.5)
 
 
 class Interrupted(BaseException):
