@@ -35,7 +35,7 @@ def test_nothing_but_the_named_tensor_is_rounded() -> None:
     assert np.abs(rounded_alone(model, found, "r1", batches()) - exact).max() > 1e-4
 
 
-# ---- the search, with agreements given for none, one and two tensors kept float; the gate is 97 %, safe is 97.5 %
+# ---- the search, with agreements given for none, one and more tensors kept float; the gate is 97 %, safe is 97.5 %
 
 
 class Stubbed(Search):
@@ -67,7 +67,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, *agreements: float) -> tuple[Candi
     chosen, effects = search.run(7)
     assert effects in ([], found)
     assert chosen.recipe.weight_bits == 7
-    assert search.attempts <= 1 + len(agreements).bit_length()  # each takes minutes
+    assert search.attempts <= 1 + (len(agreements) - 1).bit_length()  # all int8, and halving: each takes minutes
     return chosen, effects, len(measured)
 
 
