@@ -16,6 +16,8 @@ from convert.equalise import channel_ranges, own, set_constants
 from convert.graph import Array, add_constant, attribute, constants, readers, weighted
 from convert.ranges import Range
 
+PASSING = {"Identity", "Add", "MaxPool"}  # give out the shift of what they read
+
 
 def centre(
     model: ModelProto, pixels: Sequence[NDArray[np.uint8]], entry: Range | None, tick: Callable[[], None]
@@ -47,7 +49,7 @@ class Shifts:
 
     def gives_back(self, node: NodeProto) -> bool:
         """Whether a node undoes a shift of its input, or hands it on to nodes that do."""
-        if node.op_type in {"Identity", "Add"}:
+        if node.op_type in PASSING:
             return self.values.keys().isdisjoint(node.input) and self.free(node.output[0])
         return weighted(node, self.values) and not any(attribute(node, "pads", [0]))
 
@@ -60,7 +62,7 @@ class Shifts:
                     self.add_to_bias(node, passed(node, self.values, self.shift[node.input[0]]))
                 if out in middle:
                     self.take(node, middle[out])
-            elif node.op_type in {"Identity", "Add"}:
+            elif node.op_type in PASSING:
                 if out in middle and (branch := self.branch(node)):
                     rest = [self.shift[name] for name in node.input if name in self.shift]
                     self.take(branch, middle[out] - sum(rest))

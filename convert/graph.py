@@ -90,6 +90,22 @@ def affine(node: NodeProto, values: Mapping[str, Array]) -> bool:
     return every_place(node, values) and depthwise(node, values)
 
 
+def zeros_around(pad: NodeProto, values: Mapping[str, Array]) -> list[int] | None:
+    """Top, left, bottom and right of a Pad that puts zeros around pictures `[N, C, H, W]`; None for any other."""
+    amounts, value = values.get(pad.input[1], np.zeros(0)), [values.get(name, np.ones(1)) for name in pad.input[2:3]]
+    constant = attribute(pad, "mode", b"constant") == b"constant" and not np.any(value)
+    if amounts.shape != (8,) or len(pad.input) > 3 or not constant:
+        return None
+    outer, inner = amounts[[0, 1, 4, 5]], amounts[[2, 3, 6, 7]]
+    return None if outer.any() or inner.min() < 0 else inner.tolist()
+
+
+def one_position(node: NodeProto) -> bool:
+    """Whether this is a pooling whose windows are single positions: every so many of them, as they are."""
+    windows = {*attribute(node, "kernel_shape", [0]), 1 + max(attribute(node, "pads", [0]))}
+    return node.op_type == "MaxPool" and windows == {1} and len(node.output) == 1
+
+
 def add_constant(model: ModelProto, name: str, value: Array) -> str:
     """Store an initializer and return its name."""
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))

@@ -18,6 +18,7 @@ from convert.graph import (
     sizes,
     tidy,
     weight_of,
+    zeros_around,
 )
 from convert.ranges import Range
 from convert.streams import split
@@ -88,16 +89,6 @@ def pads_into_pools(model: ModelProto) -> None:
         own["pads"] = [one + more for one, more in zip(border, own.get("pads", [0] * 4), strict=True)]
         if all(one < size for one, size in zip(own["pads"], kernel * 2, strict=True)):  # no window sees only border
             replace(model, [pad, pool], [helper.make_node("MaxPool", pad.input[:1], pool.output, pool.name, **own)])
-
-
-def zeros_around(pad: NodeProto, values: dict[str, Array]) -> list[int] | None:
-    """Top, left, bottom and right of a Pad that puts zeros around pictures `[N, C, H, W]`; None for any other."""
-    amounts, value = values.get(pad.input[1], np.zeros(0)), [values.get(name, np.ones(1)) for name in pad.input[2:3]]
-    constant = attribute(pad, "mode", b"constant") == b"constant" and not np.any(value)
-    if amounts.shape != (8,) or len(pad.input) > 3 or not constant:
-        return None
-    outer, inner = amounts[[0, 1, 4, 5]], amounts[[2, 3, 6, 7]]
-    return None if outer.any() or inner.min() < 0 else inner.tolist()
 
 
 def affine_to_depthwise(model: ModelProto) -> None:

@@ -16,6 +16,7 @@ from convert.centre import centre
 from convert.equalise import equalise
 from convert.errors import ConvertError, GateRefusedError
 from convert.export import check_space, export
+from convert.norms import simplify
 from convert.optimise import prepare
 from convert.options import RANGES, Options
 from convert.photos import Photos
@@ -118,6 +119,7 @@ def search(
     for what, rewrite in (("centre channels", centre), ("equalise channels", equalise)):
         with progress.stage(what, len(pixels)) as tick:
             rewrite(folded.model, pixels, folded.entry, tick)
+    simplify(folded.model)
     with progress.stage("float answers, tuning photos", photos.batch_count(found.tuning)) as tick:
         (reference,) = verify.answers([work / "float.onnx"], found.tuning, contract, tick)
     recipes = Search(folded, pixels, found.tuning, reference, contract, options.gate, work, progress)

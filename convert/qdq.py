@@ -6,9 +6,21 @@ Source: onnxruntime.ai, "Quantize ONNX models", QDQ representation.
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from convert.graph import Array, Step, affine, constants, like, pointwise, rename, steps
+from convert.graph import (
+    Array,
+    Step,
+    affine,
+    attribute,
+    constants,
+    like,
+    one_position,
+    pointwise,
+    rename,
+    steps,
+    zeros_around,
+)
 from convert.ranges import Range
-from convert.walk import Quantisation
+from convert.walk import Quantisation, copied
 
 
 class Writer:
@@ -19,6 +31,7 @@ class Writer:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.renamed: dict[str, str] = {}  # tensor to the name under which its dequantised values are read
+        self.codes: dict[str, str] = {}  # tensor to the name of its codes
 
     def constant(self, name: str, value: Array) -> str:
         """Store a constant, return its name."""
@@ -35,7 +48,7 @@ class Writer:
     def dequantise(self, codes: str, name: str, span: Range) -> None:
         """From here on `name` is read as the values of its codes."""
         self.nodes.append(helper.make_node("DequantizeLinear", [codes, *self.parameters(name, span)], [f"{name}_dq"]))
-        self.renamed[name] = f"{name}_dq"
+        self.renamed[name], self.codes[name] = f"{name}_dq", codes
 
     def quantise(self, name: str, span: Range) -> None:
         """Make a float tensor u8, and what reads it read the codes' values."""
@@ -80,14 +93,34 @@ class Writer:
         ]
 
     def affine(self, node: NodeProto, name: str) -> list[NodeProto]:
-        """A depthwise 1x1 convolution of float values as what it is: a factor and a shift for each channel."""
-        scale = self.constant(f"{name}_factor", self.values[node.input[1]].reshape(1, -1, 1, 1))
-        shift = self.constant(f"{name}_shift", self.values[node.input[2]].reshape(1, -1, 1, 1))
-        source = self.renamed.get(node.input[0], node.input[0])
-        return [
-            helper.make_node("Mul", [source, scale], [f"{name}_scaled"], f"{name}_scaling"),
-            helper.make_node("Add", [f"{name}_scaled", shift], [node.output[0]], f"{name}_shifting"),
-        ]
+        """A depthwise 1x1 convolution of float values as what it is: a factor and a shift for each channel, neither
+        where it changes nothing."""
+        made, source = list[NodeProto](), self.renamed.get(node.input[0], node.input[0])
+        for kind, value, neutral, part in (("Mul", node.input[1], 1, "scal"), ("Add", node.input[2], 0, "shift")):
+            if np.any(self.values[value] != neutral):
+                by = self.constant(f"{name}_{part}ed_by", self.values[value].reshape(1, -1, 1, 1))
+                made.append(helper.make_node(kind, [source, by], [f"{name}_{part}ed"], f"{name}_{part}ing"))
+                source = f"{name}_{part}ed"
+        if made:
+            made[-1].output[0] = node.output[0]
+        else:
+            self.renamed[node.output[0]] = source
+        return made
+
+    def every_nth(self, pool: NodeProto) -> NodeProto:
+        """A pooling over one position as what it is, which needs no other order of the channels."""
+        strides = attribute(pool, "strides", [1, 1])
+        bounds = {"starts": [0, 0], "ends": [np.iinfo(np.int64).max] * 2, "axes": [2, 3], "steps": strides}
+        named = [self.constant(f"{pool.name}_{what}", np.array(value)) for what, value in bounds.items()]
+        return helper.make_node("Slice", [pool.input[0], *named], pool.output, pool.name)
+
+    def border(self, pad: NodeProto, span: Range) -> None:
+        """A border of zeros around a u8 tensor, written as codes: no value is decoded for it."""
+        codes, (_, zero_point) = f"{pad.output[0]}_q", self.parameters(pad.output[0], span)
+        self.nodes.append(
+            helper.make_node("Pad", [self.codes[pad.input[0]], pad.input[1], zero_point], [codes], pad.name)
+        )
+        self.dequantise(codes, pad.output[0], span)
 
     def main(self, step: Step) -> list[NodeProto]:
         """A step without its activation."""
@@ -103,14 +136,21 @@ class Writer:
             copy.input.extend(inputs)
         elif affine(node, self.values) and len(node.input) > 2:
             return self.affine(node, step.name)
+        elif one_position(node) and step.outputs[0] not in self.quantisation.ranges:
+            return [self.every_nth(copy)]
         return [copy]
 
     def step(self, step: Step) -> None:
         """A step's nodes, reading what is quantised by its codes."""
+        span = self.quantisation.ranges.get(step.outputs[0])
         if step.op == "Identity":
             self.renamed[step.outputs[0]] = self.renamed.get(step.inputs[0], step.inputs[0])
+        elif step.op == "Pad" and span and step.inputs[0] in self.codes and zeros_around(step.nodes[0], self.values):
+            self.border(step.nodes[0], span)
+            return
         else:
-            self.nodes.extend([*self.main(step), *step.nodes[1:]])
+            self.nodes.extend(self.main(step))
+            self.nodes.extend(copied(node, self.renamed) for node in step.nodes[1:])
         for name in step.outputs:
             if span := self.quantisation.ranges.get(name):
                 self.quantise(name, span)

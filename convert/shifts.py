@@ -46,7 +46,7 @@ def taking(model: ModelProto, values: dict[str, Array]) -> set[str]:
     for node in reversed(model.graph.node):
         out, constant = node.output[0], channelwise(node, values)
         adds = node.op_type == "Add" and constant
-        linear = node.op_type in {"Add", "MaxPool"} or (node.op_type == "Mul" and constant)
+        linear = node.op_type in {"Add", "MaxPool", "Slice"} or (node.op_type == "Mul" and constant)
         if not (adds or (linear and out in read - refused)):
             refused.update(node.input)
         read.update(node.input)
