@@ -18,6 +18,7 @@ from service.image import Contract, ImageError, Limits, decode
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 LIMITS = Limits(max_bytes=64_000_000, max_pixels=100_000_000)
 BATCH = 8
+MOST_NAMED = 6  # in one message
 TUNING = 1500  # photos at most
 LEAST_CALIBRATION, LEAST_EVALUATION = 16, 16
 FOLDERS = ("training", "validation", "evaluation")
@@ -206,6 +207,30 @@ def check_counts(parts: Sequence[Sequence[Photo]], images: Path) -> None:
             )
 
 
+def check(photos: Sequence[Photo], contract: Contract, tick: Callable[[], None]) -> None:
+    """Decode every photo once; `tick` is called after each batch.
+
+    Raises:
+        ConvertError: some cannot be decoded; it names the first MOST_NAMED of them.
+    """
+    damaged = dict[Path, str]()
+    for place, photo in enumerate(photos, 1):
+        try:
+            read(photo.path, contract)
+        except (ImageError, OSError) as error:
+            damaged[photo.path] = str(error)
+        if place % BATCH == 0 or place == len(photos):
+            tick()
+    if damaged:
+        folder = Path(os.path.commonpath([path.parent for path in damaged]))
+        named = [str(path.relative_to(folder)) for path in damaged][:MOST_NAMED]
+        more = ["and others"] * (len(damaged) > MOST_NAMED)
+        raise ConvertError(
+            f"{len(damaged)} of the photos cannot be used ({next(iter(damaged.values()))}) Mend them or take them out:"
+            f" in {folder} {', '.join(named + more)}"
+        )
+
+
 def batches(photos: Sequence[Photo], contract: Contract) -> Iterator[NDArray[np.uint8]]:
     """Pixels uint8 `[BATCH, H, W, 3]` of the photos in order; the last batch may be smaller."""
     for start in range(0, len(photos), BATCH):
@@ -220,9 +245,14 @@ def batch_count(photos: Sequence[Photo]) -> int:
 def pixels(path: Path, contract: Contract) -> NDArray[np.uint8]:
     """One photo as the service decodes it, uint8 `[H, W, 3]`."""
     try:
-        decoded: NDArray[np.uint8] = decode(path.read_bytes(), contract, LIMITS)
+        return read(path, contract)
     except (ImageError, OSError) as error:
         raise ConvertError(f"{path} cannot be used ({error}): mend it or take it out of the images folder") from None
+
+
+def read(path: Path, contract: Contract) -> NDArray[np.uint8]:
+    """The same, with the errors of its parts: ImageError or OSError."""
+    decoded: NDArray[np.uint8] = decode(path.read_bytes(), contract, LIMITS)
     return decoded
 
 

@@ -65,19 +65,19 @@ def load(options: Options, target: Path, progress: Progress) -> tuple[dict[str, 
     """Open the source, find and check the photos, export the float model and prove its parity. What is told of the
     source is returned, not the source: its weights and graphs are memory that quantising needs."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-    with progress.stage("load", 2) as tick:
+    with progress.stage("load", 1) as tick:
         source = open_source(options.source, trust=options.trust_source)
-        tick()
         contract = Contract(source.height, source.width, options.resize, options.crop)
         found = photos.find(options.images, options.labels, source.classes, options.calibration)
-        progress.note(str(found))
+        tick()
+    progress.note(str(found))
+    every = (*found.calibration, *found.tuning, *found.evaluation)
+    with progress.stage("check photos", photos.batch_count(every)) as tick:  # not after half an hour
+        photos.check(every, contract, tick)
+    with progress.stage("check range and labels", 1) as tick:
         pixels = np.concatenate(list(photos.batches(found.calibration[:PARITY_PHOTOS], contract)))
         labelled.check(source, found, contract, options.input_range, progress)
         tick()
-    judged = (*found.tuning, *found.evaluation)
-    with progress.stage("check photos", photos.batch_count(judged)) as tick:  # not after half an hour
-        for _ in photos.batches(judged, contract):
-            tick()
     with progress.stage("export", 1) as tick:
         worst, limit = export(source, pixels, RANGES[options.input_range], target)
         tick()

@@ -17,7 +17,7 @@ from convert import export, pipeline
 from convert.__main__ import calibration
 from convert.errors import ConvertError, GateRefusedError
 from convert.options import Options
-from convert.photos import Photos
+from convert.photos import FOLDERS, MOST_NAMED, Photos
 from convert.progress import Progress
 from convert.source import refuse_quantised
 from service.image import Contract
@@ -133,19 +133,19 @@ def test_a_model_that_keras_has_quantised_itself(policy: str, keras: Any, refuse
 # ---- photos
 
 
-def test_an_unreadable_photo_is_named(saved: Path, photos: Path, refused: Refused, tmp_path: Path) -> None:
-    shutil.copytree(photos, tmp_path / "images")
-    (tmp_path / "images" / "evaluation" / "dark red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    assert "broken.jpg cannot be used" in refused(saved, images=tmp_path / "images")
-
-
-def test_photos_are_read_before_the_long_work_begins(
+def test_unreadable_photos_are_all_named_before_the_long_work_begins(
     saved: Path, photos: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "quantise", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(pipeline, "export", lambda *_: pytest.fail("it has begun"))
     shutil.copytree(photos, tmp_path / "images")
-    (tmp_path / "images" / "evaluation" / "dark red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    assert "broken.jpg cannot be used" in refused(saved, images=tmp_path / "images")
+    for count in range(1, MOST_NAMED + 3):
+        folder = tmp_path / "images" / FOLDERS[1 + count % 2] / "dark red"
+        (folder / f"broken{count}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture %d" % count)
+        if count in {1, 4, MOST_NAMED + 2}:
+            line = refused(saved, images=tmp_path / "images")
+            assert f"{count} of the photos cannot be used" in line
+            assert len(set(re.findall(r"broken\d+\.jpg", line))) == min(count, MOST_NAMED)
+            assert ("and others" in line) == (count > MOST_NAMED)
 
 
 def test_too_few_photos(saved: Path, refused: Refused, tmp_path: Path) -> None:

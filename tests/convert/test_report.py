@@ -148,7 +148,7 @@ def test_what_comes_unsplit_is_split_by_a_hash_and_the_card_says_so(
 
 def test_the_report_says_what_each_stage_took(packaged: Outcome) -> None:
     stages = {stage["stage"]: stage for stage in packaged.report["stages"]}
-    assert list(stages)[:3] == ["load", "check photos", "export"]
+    assert list(stages)[:3] == ["load", "check photos", "check range and labels"]
     assert stages["measure plans"]["seconds"] > 0
     assert stages["export"]["peak_memory_mb"] > 100
 
