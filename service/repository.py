@@ -146,7 +146,7 @@ def load(package: Package, cores: int, settings: Settings) -> Served:
     model = Model(path, plan.intra_op_threads)
     for size in range(1, plan.max_batch_size + 1):
         model.infer(_blank(model, size))
-    drift = _replay_golden(package, model, plan.max_batch_size)
+    drift = _replay_golden(package, model, plan)
     return Served(package, model, plan, drift, Meters(package.name, package.version))
 
 
@@ -192,16 +192,24 @@ def _blank(model: Model, size: int) -> NDArray[np.uint8]:
     return np.zeros((size, contract.height, contract.width, 3), np.uint8)
 
 
-def _replay_golden(package: Package, model: Model, batch_size: int) -> float | None:
-    """Largest |dp| from the float model's answers; PackageError where it is above the package's tolerance."""
+def _replay_golden(package: Package, model: Model, plan: cpu.Plan) -> float | None:
+    """Largest |dp| from the float model's answers, with as many calls at once as will be served.
+
+    Raises:
+        PackageError: it is above the package's tolerance, or the set cannot be replayed.
+    """
     path = package.folder / "golden.npz"
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as golden:
             inputs, expected, tolerance = golden["inputs"], golden["probabilities"], float(golden["tolerance"])
-        batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
-        drift = float(np.abs(np.concatenate([model.infer(batch) for batch in batches]) - expected).max())
+        size = plan.max_batch_size
+        with ThreadPoolExecutor(plan.slots) as slots:
+            answers = list(
+                slots.map(model.infer, (inputs[start : start + size] for start in range(0, len(inputs), size)))
+            )
+        drift = float(np.abs(np.concatenate(answers) - expected).max())
     except Exception as error:  # a damaged archive, or inputs the session refuses
         raise PackageError(f"{path} cannot be replayed ({error!r}): convert it again") from None
     if not drift <= tolerance:
