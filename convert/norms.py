@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto
 
 from convert.centre import Shifts
 from convert.equalise import Group, Groups, scale_input, scale_output, set_constants
-from convert.graph import Array, affine
+from convert.graph import Array, affine, pointwise
 
 MOST_GROWTH = 1.5  # times the rounding noise of a Relu's u8 copy, whose channels equalise() gave one range
 ROUNDING = 1e-5  # of the largest shift: what adding and subtracting it may leave
@@ -20,15 +20,14 @@ ROUNDING = 1e-5  # of the largest shift: what adding and subtracting it may leav
 
 def simplify(model: ModelProto) -> None:
     """Free the normalisations of an equalised graph from factors and shifts, in place, as far as they are alike."""
-    share_factors(model)
-    carry_shifts(model)
+    carry_shifts(model, share_factors(model))
 
 
-def share_factors(model: ModelProto) -> None:
-    """Make the factors 1 where the channels' ranges stay near each other."""
-    found, sums = Groups(model), {node.output[0] for node in model.graph.node if node.op_type == "Add"}
+def share_factors(model: ModelProto) -> set[str]:
+    """Make the factors 1 where the channels' ranges stay near each other; the names of those normalisations."""
+    found, freed = Groups(model), set[str]()
     for stream in {id(group): group for group in found.member.values()}.values():
-        movable = [] if stream.fixed or sums.isdisjoint(stream.tensors) else norms(stream, found)
+        movable = norms(stream, found) if stays_float(stream, found.values) else []
         factors = [found.values[node.input[1]].reshape(-1).astype(np.float64) for node, _ in movable]
         chosen = alike(factors)
         if not chosen:
@@ -44,7 +43,15 @@ def share_factors(model: ModelProto) -> None:
             found.values[node.input[1]] = np.ones_like(found.values[node.input[1]])  # without their rounding
             for reader in relu.readers:
                 scale_input(reader, found.values, rest)
+            freed.add(node.name)
     set_constants(model, found.values)
+    return freed
+
+
+def stays_float(stream: Group, values: dict[str, Array]) -> bool:
+    """Whether none of a stream's tensors is u8, whose channels have one range and lie in its middle."""
+    written = all(pointwise(node, values) for node in stream.writers)
+    return written and all(affine(node, values) for node in stream.readers) and not stream.fixed
 
 
 def norms(stream: Group, found: Groups) -> list[tuple[NodeProto, Group]]:
@@ -82,15 +89,14 @@ def growth(rest: Array) -> float:
     return float(np.sqrt(np.mean(rest**2)) / rest.min())
 
 
-def carry_shifts(model: ModelProto) -> None:
-    """Make the shifts 0 behind factors of 1, where all that reads the sums can give them back."""
+def carry_shifts(model: ModelProto, freed: set[str]) -> None:
+    """Make the shifts of these normalisations 0, where all that reads the sums can give them back."""
     shifts = Shifts(model, frozenset())
     values = shifts.values
     found = [
         node
         for node in model.graph.node
-        if affine(node, values) and len(node.input) > 2 and np.all(values[node.input[1]] == 1)
-        if shifts.op(node.input[0]) == "Add" and shifts.free(node.input[0])
+        if node.name in freed and shifts.op(node.input[0]) == "Add" and shifts.free(node.input[0])
     ]
     largest = [np.abs(values[node.input[2]]).max() for node in found]
     shifts.apply({node.input[0]: -values[node.input[2]] for node in found})

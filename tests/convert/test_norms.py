@@ -40,8 +40,9 @@ def block(source: str, k: int, shortcut: str = "", **attributes: Sequence[int]) 
     ]
 
 
-def network(**own: Array) -> ModelProto:
-    """Three blocks of ResNet V2, the last at half the size; constants may be given."""
+def network(*, wide: bool = False, raw: bool = False, **own: Array) -> ModelProto:
+    """Three blocks of ResNet V2, the last at half the size; constants may be given. A `wide` kernel of 3 x 3 ends a
+    block, which gives u8 only; a `raw` convolution reads a sum itself, by a u8 copy."""
     nodes = [
         node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
         node("Conv", ["t", "w"], ["c"], pads=[1, 1, 1, 1]),
@@ -49,7 +50,8 @@ def network(**own: Array) -> ModelProto:
         node("Conv", ["r", "p", "b"], ["a0"]),
         *block("a0", 0),
         *block("a1", 1),
-        node("MaxPool", ["a2"], ["half"], kernel_shape=[1, 1], strides=[2, 2]),
+        node("MaxPool", ["a2"], ["quarter" if raw else "half"], kernel_shape=[1, 1], strides=[2, 2]),
+        *([node("Conv", ["quarter", "x"], ["half"])] if raw else []),
         *block("a2", 2, "half", strides=[2, 2]),
         *normed("a3", 3),
         node("ReduceMean", ["r3", "axes"], ["g"], keepdims=0),
@@ -64,6 +66,11 @@ def network(**own: Array) -> ModelProto:
         factor = SHARED * np.exp(0.1 * normal(C, seed=k + 20)) * (k + 1)
         values |= {f"f{k}": factor.reshape(1, C, 1, 1), f"s{k}": normal(1, C, 1, 1, seed=k + 30)}
     values |= {"d": normal(C, 5, seed=14) * 0.3, "e": normal(5, seed=15), "axes": np.array([2, 3])}
+    if wide:
+        last = next(each for each in nodes if each.output[0] == "o1")
+        last.attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
+        values["p1"] = normal(C, 8, 3, 3, seed=60) * 0.1
+    values |= {"x": normal(C, C, 1, 1, seed=61) * 0.2} if raw else {}
     model = graph(nodes, values | own, [12, 12, 3], axes=2)
     affine_to_depthwise(model)
     split(model)
@@ -112,6 +119,15 @@ def test_what_cannot_move_stays(kept: str) -> None:
     assert left(model)[2] == (True, True)
     assert left(model)[1] == ((False, False) if kept == "a negative factor" else (True, True))
     assert_same_answers(model, plain)
+
+
+@pytest.mark.parametrize("changed", [{"wide": True}, {"raw": True}])
+def test_a_stream_with_a_u8_tensor_stays_as_it_is(changed: dict[str, bool]) -> None:
+    model = network(**changed)
+    before = left(model)
+    simplify(model)
+    assert left(model)[:3] == before[:3]  # behind the raw convolution is another stream
+    assert_same_answers(model, network(**changed))
 
 
 def test_a_graph_without_streams_stays_the_same() -> None:
