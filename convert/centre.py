@@ -16,7 +16,7 @@ from convert.equalise import channel_ranges, own, set_constants
 from convert.graph import Array, add_constant, attribute, constants, readers, weighted
 from convert.ranges import Range
 
-PASSING = {"Identity", "Add", "MaxPool"}  # give out the shift of what they read
+HANDING_ON = {"Identity", "Add", "MaxPool"}  # give out the shift of what they read
 
 
 def centre(
@@ -49,7 +49,7 @@ class Shifts:
 
     def gives_back(self, node: NodeProto) -> bool:
         """Whether a node undoes a shift of its input, or hands it on to nodes that do."""
-        if node.op_type in PASSING:
+        if node.op_type in HANDING_ON:
             return self.values.keys().isdisjoint(node.input) and self.free(node.output[0])
         return weighted(node, self.values) and not any(attribute(node, "pads", [0]))
 
@@ -62,7 +62,7 @@ class Shifts:
                     self.add_to_bias(node, passed(node, self.values, self.shift[node.input[0]]))
                 if out in middle:
                     self.take(node, middle[out])
-            elif node.op_type in PASSING:
+            elif node.op_type in HANDING_ON:
                 if out in middle and (branch := self.branch(node)):
                     rest = [self.shift[name] for name in node.input if name in self.shift]
                     self.take(branch, middle[out] - sum(rest))

@@ -1,14 +1,17 @@
 """The models folder: found, checked, loaded, chosen."""
 
+import itertools
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.errors import UnknownModel
-from service.model import PackageError
+from service.model import Model, PackageError
 from service.repository import Repository, open_repository
 from service.settings import Settings
 from tests.service.packages import write_package
@@ -126,6 +129,24 @@ def test_the_stored_plan_is_followed_and_the_golden_set_reproduced(models: Path)
     assert served.golden_drift is not None
     assert served.golden_drift < 1e-4
     assert served.image_s > 0
+
+
+def test_the_golden_set_is_replayed_by_as_many_calls_at_once_as_are_served(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_report(write_package(models), plan=PLAN | {"max_batch_size": 1})
+    meeting, infer, calls = threading.Barrier(PLAN["slots"], timeout=10), Model.infer, itertools.count()
+
+    def met(model: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if images.any() and next(calls) < PLAN["slots"]:  # not the blank ones that warm up
+            meeting.wait()
+        return infer(model, images)
+
+    monkeypatch.setattr(Model, "infer", met)
+    drift = opened(models).find().golden_drift
+    assert drift is not None
+    assert drift < 1e-4
+    assert next(calls) > PLAN["slots"]
 
 
 def test_a_model_that_answers_otherwise_than_its_golden_set_is_refused(models: Path) -> None:
