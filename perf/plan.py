@@ -14,7 +14,7 @@ import numpy as np
 
 from perf.deployment import beside_cpus
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
-from perf.summary import CURVE, SPREAD, Cell, slower
+from perf.summary import CURVE, SPREAD, Cell, slower, slower_at_rate
 
 REQUESTS = 20_000  # simulated for one answer
 CHECKED = 5_000  # simulated to check one cell
@@ -168,7 +168,7 @@ def need(
 
 def _constant(one: Service, cell: Cell, single: Cell, target: Replicas) -> Floats:
     """Simulated seconds of a cell's answers at its constant rate, with the service times of `single`."""
-    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
+    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower_at_rate(cell, single)
     arrivals = np.arange(CHECKED) / cell.latency["rate"].offered
     return _late(open_loop(arrivals, work, one.fixed_s, target).latency_s, one)
 

@@ -52,6 +52,7 @@ class Latency:
     curve: list[tuple[float, float]]  # (percentile, ms)
     yardstick_ms: float | None = None  # CPU time of a fixed piece of work beside this load, see perf.yardstick
     n: int | None = None  # answers
+    cpu_s: float | None = None  # CPU seconds of the stack an answer
 
     @property
     def kept_up(self) -> bool:
@@ -117,7 +118,11 @@ def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resource
         return Cell(**known, reasons=[facts.get("reason") or why])
     offered = {"closed": 0.0, "rate": facts["phases"].get("rate", {}).get("offered", 0.0)}
     latency = {
-        phase: replace(latencies(sent[phase], offered[phase]), yardstick_ms=yardstick(seconds[phase]))
+        phase: replace(
+            latencies(sent[phase], offered[phase]),
+            yardstick_ms=yardstick(seconds[phase]),
+            cpu_s=cpu_of(sent[phase], seconds[phase]),
+        )
         for phase in offered
         if any(s.status // 100 == 2 for s in sent[phase])
     }
@@ -201,11 +206,18 @@ def yardstick(seconds: list[Second]) -> float | None:
 
 def slower(cell: Cell, than: Cell) -> float:
     """How many times as long the machine took for the same work in a cell's closed loop as in another's; 1 where it was
-    not measured. The constant rate, just after it, has too few readings of its own."""
+    not measured."""
     mine, other = cell.latency.get("closed"), than.latency.get("closed")
     if not mine or not other or not mine.yardstick_ms or not other.yardstick_ms:
         return 1.0
     return mine.yardstick_ms / other.yardstick_ms
+
+
+def slower_at_rate(cell: Cell, than: Cell) -> float:
+    """The same at the constant rate, which has too few readings of the yardstick, by the CPU time of an answer: the
+    work is the same. It counts what other programs do to the caches, too, of which the yardstick knows nothing."""
+    mine, other = cell.latency.get("rate"), than.latency.get("rate")
+    return mine.cpu_s / other.cpu_s if mine and other and mine.cpu_s and other.cpu_s else slower(cell, than)
 
 
 def resources_used(samples: list[Sample], seconds: list[Second], cores: int) -> Use | None:

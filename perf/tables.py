@@ -151,8 +151,8 @@ def checks(found_: list[Check]) -> Table:
     ]
     marks = {k: "good" if c.within else "bad" for k, c in enumerate(found_) if not c.filled}
     note = (
-        "Service times of each model's single stack, at the machine's speed of the cell; trusted within"
-        f" {CLOSE:.0%}, or within the 95 % interval of a measured p99."
+        "Service times of each model's single stack, at the machine's speed of the cell (at the constant rate by its"
+        f" CPU time an answer); trusted within {CLOSE:.0%}, or within the 95 % interval of a measured p99."
     )
     if any(c.filled for c in found_):
         note += (

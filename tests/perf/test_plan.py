@@ -8,7 +8,7 @@ import pytest
 from perf import results
 from perf.findings import needs
 from perf.plan import CLOSE, Check, Service, check, demands, need, service
-from perf.summary import CURVE, SPREAD
+from perf.summary import CURVE, SPREAD, Cell
 from perf.tables import checks
 
 ONE = Service(
@@ -116,6 +116,26 @@ def test_the_tail_of_several_replicas_is_checked_and_that_of_one_is_what_the_mod
     assert tails.keys() == {"balanced", "scaled"}
     measured = {f"{c.stack} {c.model}": c.latency["rate"].p99 for c in cells if c.latency.get("rate")}
     assert all((tail.low, tail.high) == (measured[tail.name].low, measured[tail.name].high) for tail in tails.values())
+
+
+def test_the_constant_rate_is_simulated_at_the_speed_that_the_cpu_time_of_its_answers_shows(finished: Path) -> None:
+    run, cells = results.read(finished)
+
+    def simulated(cells: list[Cell]) -> dict[str, float]:
+        return {c.figure: c.simulated for c in check(run, cells) if c.name == "balanced mobilenet_v2"}
+
+    def slowed(cell: Cell, factor: float) -> Cell:
+        timed = cell.latency["rate"]
+        assert timed.cpu_s
+        late = cell.latency | {"rate": replace(timed, cpu_s=timed.cpu_s * factor)}
+        return replace(cell, latency=late) if cell.stack == "balanced" else cell
+
+    ours = [c for c in cells if c.model == "mobilenet_v2" and c.stack in ("single", "balanced")]
+    before, after = simulated(ours), simulated([slowed(c, 1.5) for c in ours])
+    mean = "constant rate, mean ms"
+    work_ms = 1000 * ours[0].use.cpu_s_per_1000 / 1000 if ours[0].use else 0
+    assert after[mean] - before[mean] >= work_ms * 0.5 * 0.9
+    assert {k: v for k, v in after.items() if "closed" in k} == {k: v for k, v in before.items() if "closed" in k}
 
 
 def test_a_simulated_figure_is_trusted_near_the_measured_one_or_within_its_noise() -> None:
