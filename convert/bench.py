@@ -20,7 +20,7 @@ from onnxruntime import quantization as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from convert import photos, pipeline, timing, verify
-from convert.__main__ import answered, parser, read_options
+from convert.command import answered, parser, read_options
 from convert.options import Options
 from convert.photos import Photos
 from convert.progress import Progress

@@ -1,7 +1,10 @@
-"""`python -m convert.measure PACKAGE`: measure a package's plan again, on the machine that is to serve it."""
+"""`python -m convert.measure PACKAGE`: measure a package's plan again, on the machine that is to serve it; with
+`--replay SECONDS` also whether it answers there as on an emulated AVX2-only CPU."""
 
 import json
 import sys
+import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,19 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert import package, timing
-from convert.__main__ import FULL, Parser, answered
+from convert import card, golden, package, timing, verify
+from convert.command import FULL, Parser, answered, positive
 from convert.errors import ConvertError
+from convert.pipeline import REPLAYED, check_portable
 from convert.progress import Progress
 from convert.source import first_line
 from service.cpu import cores
 
 
-def measure(folder: Path, progress: Progress) -> dict[str, Any]:
-    """The plan of `models/NAME/VERSION` as measured here, with the golden inputs; written into its report.json.
+def measure(folder: Path, progress: Progress, replay_s: int = 0) -> dict[str, Any]:
+    """The plan of `models/NAME/VERSION` as measured here, with the golden inputs; written into its report.json. With
+    `replay_s`, as many pictures as an emulated CPU answers in so many seconds are compared, and the model card is
+    written again with what came out.
 
     Raises:
-        ConvertError: the folder is no package, or cannot be written to.
+        ConvertError: the folder is no package, cannot be written to, or there is no emulator.
     """
     report, pixels = read(folder)
     try:
@@ -29,17 +35,42 @@ def measure(folder: Path, progress: Progress) -> dict[str, Any]:
             plan = timing.plan_grid(folder / "model.onnx", pixels, tick)
     except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
         raise ConvertError(f"{folder} cannot be measured ({first_line(error)}): convert it again") from None
-    fresh = folder / ".report.json"
+    report |= {"plan": plan, "plan_machine": timing.machine()}
+    if replay_s:
+        report["portability"] = replayed(folder, report, progress, replay_s)
+    fresh, fresh_card = folder / ".report.json", folder / ".MODEL_CARD.md"
     try:
-        package.write_json(fresh, report | {"plan": plan, "plan_machine": timing.machine()})
+        if replay_s:
+            fresh_card.write_text(card.model_card(report), encoding="utf-8")
+        package.write_json(fresh, report)
         fresh.replace(folder / "report.json")
+        if replay_s:
+            fresh_card.replace(folder / "MODEL_CARD.md")
     except OSError as error:
         remedy = "free some space" if error.errno in FULL else "run as its owner, and not on a read-only mount"
         raise ConvertError(f"{folder} cannot be written to ({error.strerror or error}): {remedy}") from None
     finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
+        for path in (fresh, fresh_card):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
     return plan
+
+
+def replayed(folder: Path, report: Mapping[str, Any], progress: Progress, seconds: int) -> dict[str, Any]:
+    """The `portability` member of report.json for this machine.
+
+    Raises:
+        ConvertError: there is no emulator.
+        GateRefusedError: the answers differ.
+    """
+    pictures = golden.images(REPLAYED, report["preprocessing"]["height"], report["preprocessing"]["width"])
+    with progress.stage("replay on an AVX2-only CPU", 1) as tick, tempfile.TemporaryDirectory(prefix="sous-") as work:
+        found = verify.on_avx2(folder / "model.onnx", pictures, Path(work), seconds)
+        tick()
+    if "skipped" in found:
+        raise ConvertError(f"answers cannot be replayed: {found['skipped']}")
+    check_portable(found, report.get("quantisation", {}).get("weight_bits", 7))
+    return found
 
 
 def read(folder: Path) -> tuple[dict[str, Any], NDArray[np.uint8]]:
@@ -57,13 +88,17 @@ def read(folder: Path) -> tuple[dict[str, Any], NDArray[np.uint8]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 measured; 2 no package, not writable or interrupted, and the package is as it was."""
+    """Exit status: 0 measured; 2 no package, not writable or interrupted, 3 other answers there: the package is as it
+    was."""
     parser = Parser(prog="python -m convert.measure", description=__doc__)
     parser.add_argument("package", type=Path, help="models/NAME/VERSION")
-    folder = parser.parse_args(argv).package
+    parser.add_argument(
+        "--replay", type=positive, default=0, metavar="SECONDS", help="compare with an emulated CPU, too"
+    )
+    given = parser.parse_args(argv)
 
     def run() -> str:
-        plan = measure(folder, Progress())
+        plan = measure(given.package, Progress(), given.replay)
         return json.dumps({key: value for key, value in plan.items() if key != "grid"})
 
     return answered(run)

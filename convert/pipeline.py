@@ -31,7 +31,7 @@ from service.model import PackageError
 
 PARITY_PHOTOS = 16
 FASTER = 1.05  # int8 is worth it from this ratio of throughput on
-EMULATED_SECONDS = 45
+EMULATED_SECONDS, REPLAYED = 45, 64  # at most, and pictures
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20  # of glibc: larger blocks leave no holes in its heap when they are freed
 LEAST_PORTABLE = 99.0  # percent of answers that two kinds of CPU must share
 
@@ -149,7 +149,9 @@ def evaluate(
     if verdict == "keep float":
         plan = timing.plan_grid(paths[0], sample, lambda: None)
     with progress.stage("replay on an AVX2-only CPU", 1) as tick:
-        packaged, count = (paths[0], 8) if verdict == "keep float" else (paths[1], 64)  # no float kernel saturates
+        packaged, count = paths[1], REPLAYED
+        if verdict == "keep float":  # no float kernel saturates
+            packaged, count = paths[0], 8
         pictures = golden.images(count, contract.height, contract.width)
         portable = verify.on_avx2(packaged, pictures, packaged.parent, EMULATED_SECONDS)
         tick()

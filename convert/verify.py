@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from convert.photos import Photo, batches, labels_of
 from convert.timing import cpu_features
+from service.cpu import cores
 from service.image import Contract
 from service.model import open_session
 
@@ -60,7 +61,7 @@ def answers(
     paths: Sequence[Path], photos: Sequence[Photo], contract: Contract, tick: Callable[[], None]
 ) -> list[Probabilities]:
     """Each model's probabilities `[N, C]` for the photos, decoded once for all models; `tick` after every batch."""
-    engines = [open_session(path, len(os.sched_getaffinity(0))) for path in paths]
+    engines = [open_session(path, cores()) for path in paths]
     found: list[list[Probabilities]] = [[] for _ in paths]
     for pixels in batches(photos, contract):
         for engine, into in zip(engines, found, strict=True):

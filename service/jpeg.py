@@ -14,7 +14,8 @@ _SCAN, _EXIF, _FILL, _END = 0xDA, 0xE1, 0xFF, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)  # that ends a scan: no data, TEM, RSTn or filling
 _NOT_THE_PICTURE = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APPn but JFIF's 0 and Adobe's 14, which say the colour; comments
 _MAX_SEGMENTS = 1000  # 64 KB each; a time limit for files made of empty ones
-_ORIENTATION_TAG, _SHORT = 0x0112, 3
+_ORIENTATION_TAG = 0x0112
+_WHOLE = {3: "H", 4: "I"}  # SHORT as the standard has it, LONG as some write it
 _MAX_ENTRIES = 500  # of a TIFF directory; cameras write some 20
 
 
@@ -84,9 +85,10 @@ def read_orientation(tiff: bytes) -> int:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, directory)
         for entry in range(directory + 2, directory + 2 + 12 * min(entries, _MAX_ENTRIES), 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-            if tag == _ORIENTATION_TAG:
-                return int(value) if kind == _SHORT and 1 <= value <= 8 else 1
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == _ORIENTATION_TAG and kind in _WHOLE:
+                (value,) = struct.unpack_from(order + _WHOLE[kind], tiff, entry + 8)
+                return int(value) if 1 <= value <= 8 else 1
     except struct.error:
         pass
     return 1

@@ -25,12 +25,18 @@ class Protocol(HttpToolsProtocol):
 
     _head = b""  # what has arrived of the next request's
     _between = True  # requests: the parser has seen nothing of the next one
+    _open = False  # the parser is inside a head: one that began in the same read as the end of another request
+    _behind = 0  # bytes of it in the reads since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its base has it
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
+        if self._between and not self._head:
+            data = data.lstrip(b"\r\n")  # which may stand before a request (RFC 9112, section 2.2)
+            if not data:
+                return
         if self._between and (self._head or data[:1].isalpha()):  # the parser says what is wrong with all else
             seen = max(0, len(self._head) - 3)
             self._head += data
@@ -41,11 +47,23 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes.")
                 return
             data, self._head = _UPGRADE.sub(b"", self._head[: end.start()]) + self._head[end.start() :], b""
+        self._behind += len(data) if self._open else 0
         super().data_received(data)
+        if self._open and self._behind > MAX_HEAD_BYTES:
+            self._refuse(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes.")
+
+    def _unset_keepalive_if_required(self) -> None:
+        if not self._open or self.transport.is_closing():
+            super()._unset_keepalive_if_required()
 
     def on_message_begin(self) -> None:
-        self._between = False
+        self._between, self._open, self._behind = False, True, 0
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._open = False
+        self._unset_keepalive_if_required()
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -62,7 +80,7 @@ class Protocol(HttpToolsProtocol):
             + body
         )
         self.transport.close()
-        self._head, self._between = b"", False
+        self._head, self._between, self._open = b"", False, False
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # its base has no types

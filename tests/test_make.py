@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from convert.__main__ import packaging, read_options
+from convert.command import packaging, read_options
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from convert import pipeline, timing
-from convert.__main__ import main
+from convert.command import main
 from tests.convert import sources
 
 # Set by convert.source too, but a test may import TensorFlow first.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convert import export, pipeline
-from convert.__main__ import calibration
+from convert.command import calibration
 from convert.errors import ConvertError, GateRefusedError
 from convert.options import Options
 from convert.photos import FOLDERS, MOST_NAMED, Photos

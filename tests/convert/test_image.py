@@ -23,7 +23,7 @@ def test_the_image_converts_without_network_root_or_a_writable_root(saved: Path,
     one_core = ["--cpuset-cpus", str(min(os.sched_getaffinity(0)))]  # has few plans to measure
     mounts = {saved: "/in/small.keras:ro", photos: "/in/photos:ro", tmp_path / "models": "/out"}
     volumes = [word for path, inside in mounts.items() for word in ("--volume", f"{path}:{inside}")]
-    quick = "import sys; from convert import __main__, timing; timing.CALLS = 10; sys.exit(__main__.main())"
+    quick = "import sys; from convert import command, timing; timing.CALLS = 10; sys.exit(command.main())"
     given = ["-c", quick, "/in/small.keras", "--name", "small", "--images", "/in/photos", "--models", "/out"]
     said = docker("run", "--rm", *hardened, *one_core, *volumes, "--entrypoint", "python3", image, *given)
     assert "written: /out/small/1" in said

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from convert import measure, package, timing
+from convert import measure, package, timing, verify
+
+ROOT = Path(__file__).parents[2]
 
 
 def tiny_package(folder: Path) -> Path:
@@ -39,6 +42,34 @@ def test_the_plan_of_this_machine_replaces_the_stored_one(tmp_path: Path, monkey
     assert report["plan"]["slots"] >= 1
     assert len(report["plan"]["grid"]) == len(timing.plans(report["plan"]["cores"]))
     assert not (tmp_path / ".report.json").exists()
+
+
+def test_a_replay_elsewhere_is_told_by_report_and_card_and_other_answers_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(timing.plan_grid, "__defaults__", (0.05,))
+    folder = tmp_path / "1"
+    shutil.copytree(ROOT / "models/mobilenet_v2/1", folder)
+    found = {"cpu": ["avx2"], "other_cpu": "Haswell", "photos": 3, "agreement": 98.0, "max_dp": 0.5}
+    monkeypatch.setattr(verify, "on_avx2", lambda *_: dict(found))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert measure.main([str(folder), "--replay", "5"]) == 3
+    assert "only 98.0 % of 3 answers are the same on Haswell" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    found["agreement"] = 100.0
+    assert measure.main([str(folder), "--replay", "5"]) == 0
+    assert json.loads((folder / "report.json").read_text())["portability"] == found
+    assert "this one (avx2) and Haswell agree on 100.0 % of 3 images" in (folder / "MODEL_CARD.md").read_text()
+    assert {path.name for path in folder.iterdir()} == before.keys()
+
+
+def test_a_replay_needs_an_emulator(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(timing.plan_grid, "__defaults__", (0.05,))
+    (tiny_package(tmp_path) / "report.json").write_text('{"preprocessing": {"height": 8, "width": 8}}')
+    assert measure.main([str(tmp_path), "--replay", "5"]) == 2
+    assert "qemu-x86_64 (Debian: qemu-user) is not installed" in capsys.readouterr().err
 
 
 def lfs_pointer(path: Path) -> None:

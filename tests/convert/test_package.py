@@ -8,14 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert import package
-from convert.__main__ import main
+from convert.command import answered, main
 from convert.errors import ConvertError
 from tests.convert import sources
 from tests.convert.conftest import Outcome, without_bars
@@ -162,8 +162,8 @@ def test_what_fails_once_the_package_is_there_does_not_deny_it(
 
 
 def test_a_package_in_a_folder_of_any_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convert.__main__.convert", lambda *_: {})
-    monkeypatch.setattr("convert.__main__.table", lambda _: "")
+    monkeypatch.setattr("convert.command.convert", lambda *_: {})
+    monkeypatch.setattr("convert.command.table", lambda _: "")
     words = ["x.keras", "--name", "small", "--images", "x", "--models", os.fsdecode(b"mod\xe8les")]
     with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out:
         assert main(words) == 0
@@ -194,6 +194,33 @@ def test_an_interrupted_process_says_so_and_leaves_nothing(
     assert without_bars(errors.read_text()) == "convert: interrupted: nothing was written"
     assert not (tmp_path / "models").exists()
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_the_libraries_load_is_told_in_one_line_too(sent: signal.Signals, tmp_path: Path) -> None:
+    words = ["x.keras", "--name", "small", "--images", "x", "--models", str(tmp_path / "models")]
+    command = [sys.executable, "-X", "importtime", "-m", "convert", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
+        assert running.stderr
+        before = iter(running.stderr.readline, "")
+        next(line for line in before if "convert.endings" in line)
+        next(line for line in before if "numpy" in line)  # a part of it: its loading goes on
+        running.send_signal(sent)
+        rest = [line for line in before if not line.startswith("import time:")]
+    assert running.returncode == 2
+    assert rest == ["convert: interrupted: nothing was written\n"]
+
+
+def test_a_result_that_cannot_be_printed_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115  closing it fails
+    monkeypatch.setattr(sys, "stdout", full)
+    assert answered(lambda: "a table") == 0
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
+    assert capsys.readouterr().err.startswith("convert: done, but standard output cannot be written to (No space left")
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:

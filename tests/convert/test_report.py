@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import pytest
 
-from convert import pipeline, timing
-from convert.__main__ import main
+from convert import pipeline, timing, verify
+from convert.command import main
 from service.model import Model, open_session
 from tests.convert import sources
 from tests.convert.conftest import Outcome
@@ -162,12 +162,27 @@ def test_the_card_says_what_people_ask(packaged: Outcome) -> None:
         "Verdict: **int8**",
         "| top-1",
         "| 95 % interval",
+        "| agreement with float",
+        "| max / mean \\|dp\\|",
+        "| size",
+        "| latency, one image",
+        "| throughput",
         ", ".join(sources.CLASSES),
     ):
         assert part in card
     assert "(split: the folders training, validation and evaluation)" in card
     assert "| verdict " in outcome.out
     assert f"written: {outcome.package}" in outcome.out
+
+
+def test_a_file_that_answers_otherwise_on_another_cpu_is_not_packaged(
+    saved: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"cpu": ["avx2"], "other_cpu": "Haswell", "photos": 10, "agreement": 90.0, "max_dp": 0.5}
+    monkeypatch.setattr(verify, "on_avx2", lambda *_: found)
+    outcome = convert(saved)
+    assert (outcome.status, outcome.package.exists()) == (3, False)
+    assert "only 90.0 % of 10 answers are the same on Haswell, limit 99 %" in outcome.err
 
 
 def test_the_same_inputs_give_the_same_file(saved: Path, packaged: Outcome, convert: Convert) -> None:
@@ -179,8 +194,8 @@ def test_the_same_inputs_give_the_same_file(saved: Path, packaged: Outcome, conv
 def test_another_process_writes_the_same_file(saved: Path, photos: Path, packaged: Outcome, tmp_path: Path) -> None:
     here = (packaged.package / "model.onnx").read_bytes()
     program = (
-        "import sys; from convert import __main__, pipeline, timing;"
-        "pipeline.FASTER, timing.CALLS = 0.0, 10; sys.exit(__main__.main())"
+        "import sys; from convert import command, pipeline, timing;"
+        "pipeline.FASTER, timing.CALLS = 0.0, 10; sys.exit(command.main())"
     )
     words = [str(saved), "--name", "small", "--images", str(photos), "--models", str(tmp_path / "there")]
     command = [sys.executable, "-W", "ignore", "-c", program, *words]

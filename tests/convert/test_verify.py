@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from convert.golden import images
 from convert.photos import Photo
 from convert.verify import Gate, Score, interval, on_avx2, score
 from tests.service.packages import write_package
@@ -66,6 +67,15 @@ def test_answers_on_an_avx2_cpu_are_those_of_this_one(tmp_path: Path) -> None:
     assert (found["photos"], found["agreement"]) == (5, 100.0)
     assert found["max_dp"] < 1e-5
     assert found["other_cpu"].startswith("Haswell")
+
+
+def test_int8_kernels_with_and_without_vnni_give_the_same_answers(tmp_path: Path) -> None:
+    if shutil.which("qemu-x86_64") is None:
+        pytest.skip("qemu-x86_64 (Debian: qemu-user) is not installed")
+    model = Path(__file__).parents[2] / "models/mobilenet_v2/1/model.onnx"
+    found = on_avx2(model, images(3, 224, 224), tmp_path, 1)
+    assert found["photos"] >= 2
+    assert (found["agreement"], found["max_dp"]) == (100.0, 0.0)
 
 
 def test_without_an_emulator_the_reason_is_told(quick: None, tmp_path: Path) -> None:

@@ -56,12 +56,53 @@ def test_requests_one_behind_the_other_are_answered_in_order(server):
     assert places == sorted(places)
 
 
-def test_headers_without_end_are_refused_before_they_fill_the_memory(server):
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"\r\n\r\n"])
+def test_headers_without_end_are_refused_before_they_fill_the_memory(server, before):
     with connected(server) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 65_536)
+        connection.sendall(before + b"GET / HTTP/1.1\r\nx: " + b"y" * 65_536)
         status, kind, found = answer(connection)
         assert (status, kind, found["code"]) == (431, "application/problem+json", "headers_too_large")
         assert connection.recv(1) == b""
+
+
+def test_headers_without_end_are_refused_behind_another_request_too(server):
+    with connected(server) as connection:
+        connection.sendall(post(jpeg("red")) + b"GET / HTTP/1.1\r\nx: ")
+        assert answer(connection)[0] == 200
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(1000):
+                connection.sendall(b"y" * 8192)
+        with suppress(ConnectionResetError):
+            assert b" 431 " in connection.recv(4096)
+        assert sent_after_close(connection)
+
+
+def sent_after_close(connection):
+    """Whether the other side is gone."""
+    try:
+        for _ in range(100):
+            connection.sendall(b"y" * 8192)
+            time.sleep(0.01)
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+def test_a_head_that_begins_behind_another_request_and_ends_later_is_answered(server):
+    more = post(jpeg("green"))
+    with connected(server) as connection:
+        connection.sendall(post(jpeg("red")) + more[:30])
+        assert answer(connection)[2]["predictions"][0]["label"] == "red"
+        connection.sendall(more[30:])
+        assert answer(connection)[2]["predictions"][0]["label"] == "green"
+
+
+def test_empty_lines_before_a_request_are_passed_over(server):
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(b"\r\n")
+            connection.sendall(b"\r\n" + post(jpeg("red"), OFFER))
+            assert answer(connection)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -106,6 +147,12 @@ def test_a_connection_without_a_whole_head_is_closed_as_an_idle_one_and_slow_bod
             assert silent.recv(1) == b""
         with connected(running) as slow:
             assert closed_after(slow, b"GET / HTTP/1.1\r\nx: " + b"y" * 40) < 3
+        with connected(running) as slow:
+            assert closed_after(slow, b"\r\nGET / HTTP/1.1\r\nx: " + b"y" * 40) < 3
+        with connected(running) as behind:
+            behind.sendall(post(jpeg("red")) + b"GET / HTTP/1.1\r\nx: ")
+            assert answer(behind)[0] == 200
+            assert closed_after(behind, b"y" * 40) < 3
         with connected(running) as kept:
             for _ in range(2):
                 request = post(jpeg("red"))
