@@ -19,6 +19,7 @@ from perf import bench_servers, photos
 from perf.bench_load import Connection, closed_loop, post
 from perf.bench_servers import CHECKOUT, Server
 from perf.bench_table import Bar, Row
+from perf.deployment import keras_file
 
 CONNECTIONS = 10
 DECODE = Bar(2.5, at_least=True)  # x plain Pillow
@@ -160,9 +161,9 @@ def memory_row(bench: Bench, server: Server, models: list[str]) -> Row:
 
 def plain_rows(bench: Bench, model: str, server: Server, plan: dict[str, Any]) -> Iterator[Row]:
     """Throughput against the plain recipe, both up, loaded by turns."""
-    source = bench.sources / f"{model}.keras"
-    if not source.exists():
-        bench.progress.write(f"{source} is not there: {model} is not compared with the plain recipe (--sources)")
+    source = keras_file(bench.sources, model)
+    if source is None:
+        bench.progress.write(f"no {model}.keras or .h5 in {bench.sources}: it is not compared with the plain recipe")
         return
     count = requests_of(bench.effort.round_s, plan)
     plain_count = max(3 * CONNECTIONS, count // 15)

@@ -90,12 +90,16 @@ def lacking(cell: Cell) -> str:
     return "" if cell.use and cell.rate else "its resources could not be read"
 
 
+def rate_within(c: Candidate, limits: Constraints) -> float:
+    """The rate that a limit on it is held against."""
+    return c.timed_rate if limits.max_p99_ms < inf else c.rate
+
+
 def refusal(c: Candidate, limits: Constraints) -> str:
     """Which constraints a candidate misses, with figures; empty when it meets them all. A rate and a p99 must hold
     together: where both are given, the rate is that at which the p99 was measured."""
-    rate, which = c.rate, ""
-    if limits.max_p99_ms < inf:
-        rate, which = c.timed_rate, ", at which its p99 was measured,"
+    rate = rate_within(c, limits)
+    which = ", at which its p99 was measured," if limits.max_p99_ms < inf else ""
     missed = [
         (c.accuracy < limits.min_accuracy, f"accuracy {c.accuracy:.3f} under {limits.min_accuracy:g}"),
         (rate < limits.min_rate, f"{rate:.1f}/s{which} under {limits.min_rate:g}/s"),
@@ -129,12 +133,12 @@ class Limit(NamedTuple):
     """A constraint at its loosest (a p99 stays limited: without any, rates are other ones), and as one needs it."""
 
     loosest: float
-    needed: Callable[[Candidate], float]
+    needed: Callable[[Candidate, Constraints], float]
 
 
 LIMITS = {
-    "min_accuracy": Limit(0.0, lambda c: floor(1000 * c.accuracy) / 1000),
-    "max_p99_ms": Limit(float_info.max, lambda c: ceil(c.p99_ms)),
-    "max_memory_mb": Limit(inf, lambda c: ceil(c.memory_mb)),
-    "min_rate": Limit(0.0, lambda c: floor(min(c.rate, c.timed_rate))),
+    "min_accuracy": Limit(0.0, lambda c, _: floor(1000 * c.accuracy) / 1000),
+    "max_p99_ms": Limit(float_info.max, lambda c, _: ceil(c.p99_ms)),
+    "max_memory_mb": Limit(inf, lambda c, _: ceil(c.memory_mb)),
+    "min_rate": Limit(0.0, lambda c, limits: floor(rate_within(c, limits))),
 }

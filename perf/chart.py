@@ -77,8 +77,8 @@ class Chart:
         return out.getvalue()
 
 
-def log_ticks(axis: Any) -> None:
-    """1, 2, 5 and their multiples by ten, written out."""
-    axis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=12))
+def log_ticks(axis: Any, steps: tuple[int, ...] = (1, 2, 5)) -> None:
+    """The steps and their multiples by ten, written out."""
+    axis.set_major_locator(LogLocator(10, steps, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -4,8 +4,8 @@ from math import isnan, nan
 from typing import Any, NamedTuple
 
 from perf.intervals import Interval, ratio
-from perf.summary import Cell
-from perf.tables import Table, yardstick_of
+from perf.summary import Cell, yardstick_of
+from perf.tables import Table
 
 TIMED = "constant rate"
 SAME_RATE = 0.05

@@ -22,6 +22,12 @@ FORGET_S = 1.0  # nginx's old worker takes requests until it has read its new co
 FASTER = 30.0  # a scale-down window of 300 s becomes 10 s, for a load compressed in time
 
 
+def keras_file(folder: Path, model: str) -> Path | None:
+    """The Keras file of a model in a folder of them."""
+    named = [folder / f"{model}{ending}" for ending in (".keras", ".h5")]
+    return next((path for path in named if path.exists()), None)
+
+
 class StackError(RuntimeError):
     """A stack that did not come up or did not move, and why."""
 

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from perf.deployment import keras_file
+
 PACKAGES = (
     *("onnxruntime", "numpy", "litestar", "gunicorn", "uvicorn", "uvloop", "simplejpeg"),
     *("tensorflow-cpu", "keras", "flask", "locust"),
@@ -73,7 +75,7 @@ def model(name: str, models_dir: Path, sources: Path) -> dict[str, Any]:
         ValueError: its report.json is damaged.
     """
     folder = newest_package(models_dir / name)
-    source = sources / f"{name}.keras"
+    source = keras_file(sources, name)
     try:
         report = json.loads((folder / "report.json").read_text())
         evaluation = report["evaluation"]
@@ -86,7 +88,7 @@ def model(name: str, models_dir: Path, sources: Path) -> dict[str, Any]:
             "accuracy": fraction(evaluation.get(served, {}).get("top1")),
             "float_accuracy": fraction(evaluation.get("float", {}).get("top1")),
             "package_bytes": report["files"]["model.onnx"]["bytes"],
-            "source_bytes": source.stat().st_size if source.exists() else None,
+            "source_bytes": source.stat().st_size if source else None,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'report.json'} is damaged ({error!r}): convert the model again") from error

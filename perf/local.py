@@ -15,7 +15,15 @@ from itertools import islice
 from pathlib import Path
 
 from perf import replica
-from perf.deployment import BALANCER_CPUS, BALANCER_MEMORY_MB, FORGET_S, PLAIN_MEMORY_MB, Deployment, StackError
+from perf.deployment import (
+    BALANCER_CPUS,
+    BALANCER_MEMORY_MB,
+    FORGET_S,
+    PLAIN_MEMORY_MB,
+    Deployment,
+    StackError,
+    keras_file,
+)
 from perf.limits import limited
 from perf.processes import REPO, Process, refuse_taken, taken
 from perf.usage import Ledger, Usage
@@ -220,11 +228,10 @@ def _service(wanted: Deployment, folder: Path) -> Recipe:
 
 def _plain(wanted: Deployment) -> Recipe:
     """The plain recipe with a Keras file."""
-    named = [wanted.models_dir / f"{wanted.model}{ending}" for ending in (".keras", ".h5")]
-    source = next((path for path in named if path.exists()), None)
+    source = keras_file(wanted.models_dir, wanted.model)
     if source is None:
         raise StackError(
-            f"none of {', '.join(map(str, named))}; name the folder of the Keras files (--sources),"
+            f"no {wanted.model}.keras or .h5 in {wanted.models_dir}; name the folder of the Keras files (--sources),"
             " or leave plain out (--stacks)"
         )
     command = [sys.executable, str(REPO / "perf/plain.py"), "--source", str(source)]

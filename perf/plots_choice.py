@@ -99,7 +99,8 @@ def draw_trade_offs(chart: Chart, cells: list[Cell], colours: dict[str, str], na
             _mark(chart, axes, (of_study(study), study.accuracy), look, f"2023 study, {study.name}, {unit}{derived}")
         axes.set(xscale="log", xlabel=label)
         axes.margins(x=0.14, y=0.16)
-        log_ticks(axes.xaxis)
+        low, high = axes.get_xlim()
+        log_ticks(axes.xaxis, (1, 2, 5) if high < 50 * low else (1,))  # more would run together
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f} %"))
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel("top-1 accuracy")
@@ -165,7 +166,8 @@ def draw_pareto(chart: Chart, chosen: list[Recommendation], colours: dict[str, s
         ylabel="cost of a million answers (log scale)",
     )
     axes.margins(x=0.2, y=0.2)
-    _name_apart(axes, [(c.rate, c.cost, f"{c.model} · {c.stack}", colours[c.model]) for c in front], narrow)
+    names = [(c.rate, c.cost, f"{c.model} · {c.stack}", colours[c.model]) for c in front]
+    _name_apart(axes, names, [(c.rate, c.cost) for c in (*front, *dominated)], narrow)
     log_ticks(axes.xaxis)
     log_ticks(axes.yaxis)
 
@@ -178,22 +180,37 @@ def _pareto_tip(c: Candidate, on_front: bool) -> str:
     )
 
 
-OFFSETS = ((0, 9), (0, -15), (0, 21), (0, -27), (0, 33), (0, -39))  # points: above, below, and further away
+NEAR, FAR = 8.0, (21, -27, 33, -39, 45, -51, 57, -63, 69)  # points from a mark to its name
 
 
-def _name_apart(axes: Axes, marks: list[tuple[float, float, str, str]], narrow: bool) -> None:
-    """Names above or below their marks, each at the first place where it covers no other name."""
+def _name_apart(
+    axes: Axes, names: list[tuple[float, float, str, str]], marks: list[tuple[float, float]], narrow: bool
+) -> None:
+    """Names around their marks, each at the first place inside the panel where it covers no other name and no mark;
+    one that is not beside its mark has a line to it."""
     axes.autoscale_view()
     width, height = (220, 230) if narrow else (640, 220)  # of the panel, points
-    taken: list[tuple[float, float, float]] = []
-    for x, y, name, colour in sorted(marks, key=lambda mark: -mark[1]):
+
+    def place(x: float, y: float) -> tuple[float, float]:
         right, up = (width, height) * axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        return right, up
+
+    taken = [(*place(*mark), 5.0, 8.0) for mark in marks]
+    for x, y, name, colour in sorted(names, key=lambda one: -one[1]):
+        right, up = place(x, y)
         half = 2.4 * len(name)
+        inside = min(max(right, half), width - half) - right
+        offsets = [(inside, 9), (inside, -15), (half + NEAR, -3), (-half - NEAR, -3), *((inside, dy) for dy in FAR)]
         free = [
             (dx, dy)
-            for dx, dy in OFFSETS
-            if all(abs(right - r) > half + h or abs(up + dy - u) > 10 for r, u, h in taken)
+            for dx, dy in offsets
+            if half <= right + dx <= width - half + 1
+            and 2 <= up + dy <= height - 8
+            and all(abs(right + dx - r) > half + h or abs(up + dy + 3 - u) > tall for r, u, h, tall in taken)
         ]
-        dx, dy = (free or OFFSETS)[0]
-        taken.append((right, up + dy, half))
-        axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha="center", size=8, color=colour)
+        dx, dy = (free or offsets)[0]
+        taken.append((right + dx, up + dy + 3, half, 10.0))
+        line = {"arrowstyle": "-", "color": MUTED, "lw": 0.5} if dy in FAR else None
+        axes.annotate(
+            name, (x, y), (dx, dy), textcoords="offset points", ha="center", size=8, color=colour, arrowprops=line
+        )

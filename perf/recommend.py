@@ -87,7 +87,7 @@ def _needed(c: Candidate, limits: Constraints, names: list[str]) -> dict[str, fl
     """Those of these limits that a candidate misses, as loose as it needs them."""
     loosest = {name: LIMITS[name].loosest for name in names}
     missed = [n for n in names if refusal(c, replace(limits, **{**loosest, n: getattr(limits, n)}))]
-    return {name: LIMITS[name].needed(c) for name in missed}
+    return {name: LIMITS[name].needed(c, limits) for name in missed}
 
 
 def _distance(least: dict[str, float], limits: Constraints) -> float:

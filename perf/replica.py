@@ -10,14 +10,15 @@ PATIENCE_S = 2.0
 
 
 def ready(url: str) -> bool | None:
-    """Whether GET `url`/health/ready is answered with 200; None where nothing answers."""
+    """Whether GET `url`/health/ready is answered with 200; False where the connection is refused, as by a container
+    that has not begun to listen; None where nothing answers, as from another network."""
     try:
         with urllib.request.urlopen(f"{url}/health/ready", timeout=PATIENCE_S) as answer:  # noqa: S310  http
             return bool(answer.status == 200)
     except urllib.error.HTTPError:
         return False
-    except OSError:
-        return None
+    except OSError as error:
+        return False if isinstance(getattr(error, "reason", error), ConnectionRefusedError) else None
 
 
 def waiting(urls: Mapping[str, str]) -> dict[str, float]:

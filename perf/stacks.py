@@ -1,6 +1,7 @@
 """Bring a stack up, wait until it is ready, take it down: by docker compose, or by local processes."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ def up(kind: Kind, *, model: str, models_dir: Path, engine: Engine, **figures: A
         StackError: no such model, no engine, a port taken, or not ready in time; nothing is left behind.
     """
     wanted = Deployment(kind, model, models_dir, **figures)
+    if kind == "scaled" and (metric := os.environ.get("SCALE_ON", "cpu")) not in scaler.MANIFESTS:
+        raise StackError(f"SCALE_ON={metric} is no metric: set {' or '.join(scaler.MANIFESTS)}")
     if kind != "plain" and not (models_dir / model).is_dir():
         raise StackError(f"no package {model or '(any)'} in {models_dir}; convert a model or name another folder")
     with ExitStack() as stack:
@@ -63,7 +66,8 @@ def _local(stack: ExitStack, wanted: Deployment) -> Running:
     replicas.up(wanted.first_replicas)
     stack.enter_context(_beside("supervisor", lambda stop: _supervise(replicas, stop)))
     if wanted.kind == "scaled":
-        stack.enter_context(_beside("scaler", lambda stop: _follow(replicas, wanted, stop)))
+        metric = os.environ.get("SCALE_ON", "cpu")  # as for compose
+        stack.enter_context(_beside("scaler", lambda stop: _follow(replicas, wanted, metric, stop)))
     return replicas
 
 
@@ -72,9 +76,9 @@ def _down(running: compose.Project | local.Replicas) -> None:
         running.down()
 
 
-def _follow(cluster: scaler.Cluster, wanted: Deployment, stop: threading.Event) -> None:
+def _follow(cluster: scaler.Cluster, wanted: Deployment, metric: str, stop: threading.Event) -> None:
     """The scaler that compose runs as a container."""
-    hpa, interval_s = scaler.rule("cpu", 1, wanted.max_replicas, wanted.faster)
+    hpa, interval_s = scaler.rule(metric, 1, wanted.max_replicas, wanted.faster)
     meter = scaler.Meter(cluster, hpa.metric, wanted.cpus)
     scaler.follow(meter, hpa, interval_s, stop.wait, _say)
 

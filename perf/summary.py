@@ -10,7 +10,7 @@ import numpy as np
 
 from perf.intervals import Floats, Interval, median, per, percentiles, rate
 from perf.samples import Part, Sample, Second
-from perf.validity import generator_cores, other_share, reasons
+from perf.validity import generator_cores, other_share, reasons, slowed
 
 MB = 1e6  # bytes, as siege and the study count
 CURVE = (0, 1, 2, 5, *range(10, 95, 5), 95, 96, 97, 98, 99, 99.5, 99.9, 100)  # percentiles kept for the plots
@@ -105,7 +105,20 @@ Resources = dict[Part, list[Second]]
 
 def summarise(run: dict[str, Any], samples: Samples, resources: Resources) -> list[Cell]:
     """The cells of a run, in the order they were measured."""
-    return [_cell(run, facts, samples, resources) for facts in run["cells"]]
+    cells = [_cell(run, facts, samples, resources) for facts in run["cells"]]
+    fastest = min(filter(None, map(yardstick_of, cells)), default=None)
+    return [
+        replace(cell, reasons=[*cell.reasons, *slowed(fastest / own)])
+        if fastest and (own := yardstick_of(cell))
+        else cell
+        for cell in cells
+    ]
+
+
+def yardstick_of(cell: Cell) -> float | None:
+    """CPU time of the fixed work beside its closed loop, ms; None where it was not measured."""
+    loaded = cell.latency.get("closed")
+    return loaded.yardstick_ms if loaded else None
 
 
 def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resources: Resources) -> Cell:

@@ -8,7 +8,7 @@ from perf.intervals import Interval, proportion
 from perf.plan import CLOSE, Check, Need
 from perf.recommend import Recommendation
 from perf.study import MODELS, STACKS
-from perf.summary import Cell
+from perf.summary import Cell, yardstick_of
 
 NONE = "-"
 
@@ -215,11 +215,6 @@ def rate_of(cell: Cell | None) -> float | None:
 
 def memory_of(cell: Cell | None) -> float | None:
     return cell.use.memory_mb if cell and cell.use else None
-
-
-def yardstick_of(cell: Cell) -> float | None:
-    loaded = cell.latency.get("closed")
-    return loaded.yardstick_ms if loaded else None
 
 
 def number(value: float | None, digits: int) -> str:

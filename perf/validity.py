@@ -8,6 +8,7 @@ GENERATOR_LIMIT = 0.85  # of a core, a generator process: above it, latency is t
 STEAL_LIMIT = 0.05  # of the machine's CPU time
 OTHER_LIMIT = 0.30  # the same, by programs that are neither the stack nor the generator
 ERROR_LIMIT = 0.01  # of the requests
+SPEED_LIMIT = 0.75  # of the machine's, in the run's fastest closed loop
 
 
 def reasons(
@@ -28,6 +29,12 @@ def reasons(
         found += _errors(name, sent[phase])
         found += _replicas(name, seconds[phase], options["replicas"] if facts["stack"] == "balanced" else 1)
     return found
+
+
+def slowed(speed: float) -> list[str]:
+    """Why a cell is invalid that had so much of the speed the machine had in another."""
+    limit = f"of its speed in this run's fastest cell (limit {SPEED_LIMIT:.0%})"
+    return [f"closed loop: the machine ran at {speed:.0%} {limit}"] if speed < SPEED_LIMIT else []
 
 
 def _limits(facts: dict[str, Any], options: dict[str, Any]) -> list[str]:

@@ -23,12 +23,18 @@ MALLOC = {
 
 
 def gunicorn_command(arguments: list[str]) -> list[str]:
-    """The command to run, gunicorn's own options passed through."""
+    """The command to run, gunicorn's own options passed through.
+
+    Raises:
+        SettingsError: the port is none.
+    """
     options: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
         if argument == "--port" or argument.startswith("--port="):
             port = argument.partition("=")[2] or next(remaining, "")
+            if not (port.isascii() and port.isdigit() and int(port) < 65536):
+                raise SettingsError(f"--port {port or 'has no number'}: give one from 0 to 65535")
             options += ["--bind", f"127.0.0.1:{port}"]
         else:
             options.append(argument)
@@ -49,10 +55,10 @@ def main() -> None:
         return
     try:
         read_settings()
+        command = gunicorn_command(sys.argv[1:])
     except SettingsError as error:
         sys.stderr.write(f"service: {error}\n")
         sys.exit(2)
-    command = gunicorn_command(sys.argv[1:])
     os.execve(command[0], command, {**MALLOC, **os.environ})  # noqa: S606  no shell is wanted
 
 

@@ -1,11 +1,12 @@
 """What docker says when it fails reaches the user in one line, with the remedy where we know it."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from perf import compose, engine
+from perf import compose, engine, replica
 from perf.deployment import StackError
 
 
@@ -79,3 +80,17 @@ def test_a_project_of_which_nothing_runs_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engine, "containers", lambda _: [])
     with pytest.raises(StackError, match="nothing of the compose project sous runs: bring it up first"):
         compose.opened_as("sous", None)
+
+
+def container(address: str) -> engine.Container:
+    return {"Status": "Up 40 seconds (healthy)", "NetworkSettings": {"Networks": {"n": {"IPAddress": address}}}}
+
+
+def test_a_replica_that_refuses_connections_is_not_ready_whatever_its_last_health_check_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(compose, "PORT", server.getsockname()[1])
+        monkeypatch.setattr(replica, "PATIENCE_S", 0.2)
+        assert compose._is_ready(container("127.0.0.1"))  # it says nothing: as from another network
+    assert not compose._is_ready(container("127.0.0.1"))

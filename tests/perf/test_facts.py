@@ -21,6 +21,12 @@ def test_accuracy_is_the_fraction_that_the_package_itself_states(name: str) -> N
     assert found["source_bytes"] is None  # no Keras file there
 
 
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_the_keras_file_is_of_either_format(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"previous{ending}").write_bytes(b"12345")
+    assert facts.model("previous", MODELS, tmp_path)["source_bytes"] == 5
+
+
 @pytest.mark.parametrize("content", ["", '{"name": "m"', "{}", "[]", '{"evaluation": 1, "verdict": "int8"}'])
 def test_a_damaged_report_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)

@@ -230,7 +230,7 @@ def test_costs_that_the_rates_intervals_do_not_tell_apart_go_to_the_more_accurat
         ({"min_accuracy": 0.59}, "lowest cost", "small on single would win with --min-accuracy 0.58"),
         ({"max_p99_ms": 35}, "highest accuracy", "large on single would win with --max-p99-ms 300"),
         ({"max_memory_mb": 100}, "highest throughput", "small on balanced would win with --max-memory-mb 200"),
-        ({"min_rate": 150}, "highest accuracy", "large on single would win with --min-rate 10"),
+        ({"min_rate": 150}, "highest accuracy", "large on single would win with --min-rate 12"),
     ],
 )
 def test_each_limit_says_what_would_win_were_it_looser(limits: dict[str, float], priority: str, change: str) -> None:

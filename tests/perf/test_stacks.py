@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from perf import limits, stacks
+from perf import limits, scaler, stacks
 from perf.compose import project
 from perf.deployment import (
     BALANCER_CPUS,
@@ -31,6 +31,7 @@ from perf.deployment import (
     beside_cpus,
 )
 from perf.local import Recipe, Replicas
+from perf.manifest import read_hpa
 from perf.processes import Process
 from perf.replica import ready
 from perf.usage import Usage
@@ -241,6 +242,19 @@ def test_a_scaled_stack_follows_the_load(packages: Path) -> None:
             until(lambda: running.replicas() == 2)
         until(lambda: running.replicas() == 1)
     assert answers.failed() == {}
+
+
+def test_the_scaled_stack_follows_the_metric_that_compose_would(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = list[str]()
+    monkeypatch.setattr(scaler, "follow", lambda meter, hpa, *_: followed.append(hpa.metric))
+    monkeypatch.setenv("SCALE_ON", "queue")
+    with local("scaled", packages):
+        until(lambda: followed == [read_hpa(scaler.MANIFESTS["queue"]).metric])
+    monkeypatch.setenv("SCALE_ON", "memory")
+    with pytest.raises(StackError, match="SCALE_ON=memory is no metric: set cpu or queue"), local("scaled", packages):
+        pass
 
 
 class Interrupted(BaseException):

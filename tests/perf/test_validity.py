@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from perf.limits import Affinity
+from perf.samples import Part
+from perf.summary import summarise
 from perf.validity import reasons
 
 FACTS: dict[str, Any] = {"stack": "single", "model": "m", "phases": {}}
@@ -33,6 +35,16 @@ def test_a_host_that_takes_the_cpu_away(run_facts: dict[str, Any], loads: Simple
     read = [s._replace(steal_s=0.2 * s.at_s) for s in loads.resources()]
     (reason,) = judged(run_facts, loads.closed(50, 20), read)
     assert reason == "closed loop: the host took 10% of the CPU time (limit 5%)"
+
+
+def test_a_machine_that_ran_at_little_of_its_speed(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:
+    run_facts["cells"] = [FACTS | {"stack": stack} for stack in ("plain", "single", "balanced")]
+    parts = [Part(stack, "m", "closed") for stack in ("plain", "single", "balanced")]
+    read = [[s._replace(yardstick_ms=ms) for s in loads.resources()] for ms in (2.0, 1.55, 1.2)]
+    sent = dict.fromkeys(parts, loads.closed(50, 20))
+    cells = summarise(run_facts, sent, dict(zip(parts, read, strict=True)))
+    slow = "closed loop: the machine ran at 60% of its speed in this run's fastest cell (limit 75%)"
+    assert [slow in cell.reasons for cell in cells] == [True, False, False]
 
 
 def test_other_programs_on_the_machine(run_facts: dict[str, Any], loads: SimpleNamespace) -> None:

@@ -16,6 +16,13 @@ def test_port_is_short_for_a_loopback_bind(arguments: list[str]) -> None:
     assert gunicorn_command(arguments)[-3:-1] == ["--bind", "127.0.0.1:8001"]
 
 
+@pytest.mark.parametrize("arguments", [["--port", "99999"], ["--port=http"], ["--port"]])
+def test_a_port_that_is_none_is_told_in_one_line(arguments: list[str]) -> None:
+    ended = run(*arguments)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "give one from 0 to 65535" in ended.stderr
+
+
 def test_all_else_is_gunicorn_s() -> None:
     command = gunicorn_command(["--reload", "--workers", "3"])
     assert command[1:3] == ["-m", "gunicorn"]
