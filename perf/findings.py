@@ -142,7 +142,8 @@ def method(run: dict[str, Any]) -> list[str]:
         "Answered means 2xx. Intervals are 95 %, by redrawing 20 equal parts of the load's time: they hold the noise "
         "within this run, not that between machines or days. The load generator shares the machine. A cell is invalid "
         "when the generator is saturated, the host or other programs take the CPU away, the machine runs at under 75 % "
-        "of its speed in the fastest cell, over 1 % of requests fail, or a replica (of `scaled`: every one) is not ready for a time.",
+        "of its speed in the fastest cell, over 1 % of requests fail, or a replica (of `scaled`: every one) is "
+        "not ready for a time.",
     ]
 
 
