@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         written = os.fsencode(options.models / options.name / str(options.version))
         return f"{table(report)}\nwritten: {written.decode(errors='backslashreplace')}"
 
-    return answered(run)
+    return answered(run, "report.json has the figures")
 
 
 def read_options(known: argparse.ArgumentParser, argv: Sequence[str], **more: str) -> Options:
@@ -145,8 +145,8 @@ def read_options(known: argparse.ArgumentParser, argv: Sequence[str], **more: st
     return options_from(known.parse_args(words, argparse.Namespace(**more)))
 
 
-def answered(run: Callable[[], str]) -> int:
-    """Print what `run` gives, or in one line why it could not; the exit status."""
+def answered(run: Callable[[], str], kept: str = "") -> int:
+    """Print what `run` gives, or in one line why it could not; the exit status. `kept`: where else the result is."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     catch()
     try:
@@ -165,9 +165,10 @@ def answered(run: Callable[[], str]) -> int:
                 signal.signal(number, handler)
     try:
         print(found, flush=True)  # noqa: T201  the command's result
-    except OSError as error:  # it is done nevertheless
+    except OSError as error:
         sys.stdout = None  # it cannot be flushed at exit either
-        fail(f"done, but standard output cannot be written to ({error.strerror}): report.json has the figures")
+        told = fail(f"done, but standard output cannot be written to ({error.strerror}){kept and f': {kept}'}")
+        return 0 if kept else told
     return 0
 
 

@@ -27,17 +27,18 @@ def measure(folder: Path, progress: Progress, replay_s: int = 0) -> dict[str, An
     written again with what came out.
 
     Raises:
-        ConvertError: the folder is no package, cannot be written to, or there is no emulator.
+        ConvertError: the folder is no package, cannot be written to, or there is no emulator that works.
+        GateRefusedError: the answers differ.
     """
     report, pixels = read(folder)
+    if replay_s:
+        report["portability"] = replayed(folder, report, progress, replay_s)
     try:
         with progress.stage("measure plans", timing.ROUNDS * len(timing.plans(cores()))) as tick:
             plan = timing.plan_grid(folder / "model.onnx", pixels, tick)
     except Exception as error:  # ONNX Runtime has a class an error code, and no common one but Exception
         raise ConvertError(f"{folder} cannot be measured ({first_line(error)}): convert it again") from None
     report |= {"plan": plan, "plan_machine": timing.machine()}
-    if replay_s:
-        report["portability"] = replayed(folder, report, progress, replay_s)
     fresh, fresh_card = folder / ".report.json", folder / ".MODEL_CARD.md"
     try:
         if replay_s:
@@ -57,13 +58,12 @@ def measure(folder: Path, progress: Progress, replay_s: int = 0) -> dict[str, An
 
 
 def replayed(folder: Path, report: Mapping[str, Any], progress: Progress, seconds: int) -> dict[str, Any]:
-    """The `portability` member of report.json for this machine.
-
-    Raises:
-        ConvertError: there is no emulator.
-        GateRefusedError: the answers differ.
-    """
-    pictures = golden.images(REPLAYED, report["preprocessing"]["height"], report["preprocessing"]["width"])
+    """The `portability` member of report.json for this machine; raises as `measure`."""
+    try:
+        card.model_card(report)  # it will be written again
+        pictures = golden.images(REPLAYED, report["preprocessing"]["height"], report["preprocessing"]["width"])
+    except Exception as error:  # any class, for members that are missing or of another type
+        raise ConvertError(f"{folder}/report.json is damaged ({first_line(error)}): convert it again") from None
     with progress.stage("replay on an AVX2-only CPU", 1) as tick, tempfile.TemporaryDirectory(prefix="sous-") as work:
         found = verify.on_avx2(folder / "model.onnx", pictures, Path(work), seconds)
         tick()
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         plan = measure(given.package, Progress(), given.replay)
         return json.dumps({key: value for key, value in plan.items() if key != "grid"})
 
-    return answered(run)
+    return answered(run, "report.json has the plan")
 
 
 if __name__ == "__main__":

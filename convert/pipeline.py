@@ -178,7 +178,7 @@ def check_portable(found: Mapping[str, Any], weight_bits: int) -> None:
         return
     if found["agreement"] < LEAST_PORTABLE:
         raise GateRefusedError(
-            f"not packaged: only {found['agreement']:.1f} % of {found['photos']} answers are the same on"
+            f"not signed off: only {found['agreement']:.1f} % of {found['photos']} answers are the same on"
             f" {found['other_cpu']}, limit {LEAST_PORTABLE:g} %. Please report it:"
             " codes are made so that every CPU gives the same"
         )

@@ -66,8 +66,7 @@ def _local(stack: ExitStack, wanted: Deployment) -> Running:
     replicas.up(wanted.first_replicas)
     stack.enter_context(_beside("supervisor", lambda stop: _supervise(replicas, stop)))
     if wanted.kind == "scaled":
-        metric = os.environ.get("SCALE_ON", "cpu")  # as for compose
-        stack.enter_context(_beside("scaler", lambda stop: _follow(replicas, wanted, metric, stop)))
+        stack.enter_context(_beside("scaler", lambda stop: _follow(replicas, wanted, stop)))
     return replicas
 
 
@@ -76,9 +75,9 @@ def _down(running: compose.Project | local.Replicas) -> None:
         running.down()
 
 
-def _follow(cluster: scaler.Cluster, wanted: Deployment, metric: str, stop: threading.Event) -> None:
+def _follow(cluster: scaler.Cluster, wanted: Deployment, stop: threading.Event) -> None:
     """The scaler that compose runs as a container."""
-    hpa, interval_s = scaler.rule(metric, 1, wanted.max_replicas, wanted.faster)
+    hpa, interval_s = scaler.rule(os.environ.get("SCALE_ON", "cpu"), 1, wanted.max_replicas, wanted.faster)
     meter = scaler.Meter(cluster, hpa.metric, wanted.cpus)
     scaler.follow(meter, hpa, interval_s, stop.wait, _say)
 

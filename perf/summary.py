@@ -227,8 +227,8 @@ def slower(cell: Cell, than: Cell) -> float:
 
 
 def slower_at_rate(cell: Cell, than: Cell) -> float:
-    """The same at the constant rate, which has too few readings of the yardstick, by the CPU time of an answer: the
-    work is the same. It counts what other programs do to the caches, too, of which the yardstick knows nothing."""
+    """The same at the constant rate, which has too few readings of the yardstick, by the CPU time of an answer. It
+    counts what other programs do to the caches, too, of which the yardstick knows nothing, and the balancer's part."""
     mine, other = cell.latency.get("rate"), than.latency.get("rate")
     return mine.cpu_s / other.cpu_s if mine and other and mine.cpu_s and other.cpu_s else slower(cell, than)
 

@@ -3,7 +3,8 @@
 The head of a request is bounded: in bytes, and in time by `keepalive`, from the connection or the last answer on. An
 offer of another protocol (`Upgrade: h2c`, as Java's HttpClient makes with every request) is passed over, as RFC 9110
 section 7.8 allows: the parser would drop the body behind it (uvicorn issue 2722). What is no HTTP is answered with
-problem details, too.
+problem details, too. Of a head that arrives in one read with the end of another request, that read is not counted, and
+an offer in it is left to the parser.
 """
 
 import asyncio
@@ -50,10 +51,12 @@ class Protocol(HttpToolsProtocol):
         self._behind += len(data) if self._open else 0
         super().data_received(data)
         if self._open and self._behind > MAX_HEAD_BYTES:
-            self._refuse(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes.")
+            if self.cycle is None or self.cycle.response_complete:  # else it would pass for the answer still due
+                self._refuse(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes.")
+            self.transport.close()
 
-    def _unset_keepalive_if_required(self) -> None:
-        if not self._open or self.transport.is_closing():
+    def _unset_keepalive_if_required(self) -> None:  # bytes do not end it: a whole head does
+        if self.transport.is_closing():
             super()._unset_keepalive_if_required()
 
     def on_message_begin(self) -> None:
@@ -62,7 +65,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._open = False
-        self._unset_keepalive_if_required()
+        super()._unset_keepalive_if_required()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -67,9 +67,13 @@ def test_a_replay_needs_an_emulator(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(timing.plan_grid, "__defaults__", (0.05,))
-    (tiny_package(tmp_path) / "report.json").write_text('{"preprocessing": {"height": 8, "width": 8}}')
-    assert measure.main([str(tmp_path), "--replay", "5"]) == 2
+    folder = tmp_path / "1"
+    shutil.copytree(ROOT / "models/mobilenet_v2/1", folder)
+    assert measure.main([str(folder), "--replay", "5"]) == 2
     assert "qemu-x86_64 (Debian: qemu-user) is not installed" in capsys.readouterr().err
+    (folder / "report.json").write_text('{"preprocessing": {"height": 8}}')
+    assert measure.main([str(folder), "--replay", "5"]) == 2
+    assert "report.json is damaged" in capsys.readouterr().err
 
 
 def lfs_pointer(path: Path) -> None:

@@ -153,6 +153,13 @@ def test_a_connection_without_a_whole_head_is_closed_as_an_idle_one_and_slow_bod
             behind.sendall(post(jpeg("red")) + b"GET / HTTP/1.1\r\nx: ")
             assert answer(behind)[0] == 200
             assert closed_after(behind, b"y" * 40) < 3
+        with connected(running) as early:  # answered before its body is there
+            request = post(jpeg("red")).replace(b"/predict", b"/nowhere")
+            early.sendall(request[:-20])
+            assert answer(early)[0] == 404
+            early.sendall(request[-20:])
+            early.settimeout(5)
+            assert early.recv(1) == b""
         with connected(running) as kept:
             for _ in range(2):
                 request = post(jpeg("red"))
