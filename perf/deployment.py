@@ -63,6 +63,11 @@ class Deployment:
         return int(ports.get(self.kind) or os.environ.get("BALANCER_PORT", "8080"))
 
     @property
+    def metric(self) -> str:
+        """What the scaled stack follows, by the environment, as compose does."""
+        return os.environ.get("SCALE_ON", "cpu")
+
+    @property
     def first_replicas(self) -> int:
         """Replicas that the stack begins with."""
         return self.replicas if self.kind == "balanced" else 1

@@ -1,7 +1,6 @@
 """Bring a stack up, wait until it is ready, take it down: by docker compose, or by local processes."""
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -45,8 +44,8 @@ def up(kind: Kind, *, model: str, models_dir: Path, engine: Engine, **figures: A
         StackError: no such model, no engine, a port taken, or not ready in time; nothing is left behind.
     """
     wanted = Deployment(kind, model, models_dir, **figures)
-    if kind == "scaled" and (metric := os.environ.get("SCALE_ON", "cpu")) not in scaler.MANIFESTS:
-        raise StackError(f"SCALE_ON={metric} is no metric: set {' or '.join(scaler.MANIFESTS)}")
+    if kind == "scaled" and wanted.metric not in scaler.MANIFESTS:
+        raise StackError(f"SCALE_ON={wanted.metric} is no metric: set {' or '.join(scaler.MANIFESTS)}")
     if kind != "plain" and not (models_dir / model).is_dir():
         raise StackError(f"no package {model or '(any)'} in {models_dir}; convert a model or name another folder")
     with ExitStack() as stack:
@@ -77,7 +76,7 @@ def _down(running: compose.Project | local.Replicas) -> None:
 
 def _follow(cluster: scaler.Cluster, wanted: Deployment, stop: threading.Event) -> None:
     """The scaler that compose runs as a container."""
-    hpa, interval_s = scaler.rule(os.environ.get("SCALE_ON", "cpu"), 1, wanted.max_replicas, wanted.faster)
+    hpa, interval_s = scaler.rule(wanted.metric, 1, wanted.max_replicas, wanted.faster)
     meter = scaler.Meter(cluster, hpa.metric, wanted.cpus)
     scaler.follow(meter, hpa, interval_s, stop.wait, _say)
 
