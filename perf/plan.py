@@ -14,7 +14,7 @@ import numpy as np
 
 from perf.deployment import beside_cpus
 from perf.queueing import Floats, Outcome, Replicas, closed_loop, open_loop, poisson, smallest
-from perf.summary import CURVE, SPREAD, Cell, slower, slower_at_rate
+from perf.summary import CURVE, SPREAD, Cell, cost_ratio
 
 REQUESTS = 20_000  # simulated for one answer
 CHECKED = 5_000  # simulated to check one cell
@@ -71,6 +71,7 @@ class Check:
     simulated: float
     low: float = nan
     high: float = nan
+    cost: float = 1.0  # CPU time of an answer over that of the single stack, of whose service times plans are made
     filled: bool = False  # the measured answers waited for the machine, too: replicas and generator can fill its cores
 
     @property
@@ -168,7 +169,7 @@ def need(
 
 def _constant(one: Service, cell: Cell, single: Cell, target: Replicas) -> Floats:
     """Simulated seconds of a cell's answers at its constant rate, with the service times of `single`."""
-    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower_at_rate(cell, single)
+    work = demands(one, CHECKED, None, np.random.default_rng(0)) * cost_ratio(cell, single, "rate")
     arrivals = np.arange(CHECKED) / cell.latency["rate"].offered
     return _late(open_loop(arrivals, work, one.fixed_s, target).latency_s, one)
 
@@ -181,8 +182,8 @@ def _late(latency_s: Floats, one: Service) -> Floats:
 
 
 def check(run: dict[str, Any], cells: list[Cell]) -> list[Check]:
-    """Every valid cell of ours against the simulation, with the service times of its model's `single` stack, brought to
-    the machine's speed during the cell."""
+    """Every valid cell of ours against the simulation of its waits: the demands of its model's `single` stack,
+    brought to the CPU time that an answer took in the cell itself. How far the two are apart is `Check.cost`."""
     valid, cpus = [c for c in cells if c.stack != "plain" and not c.reasons], run["options"]["cpus"]
     made = {c.model: (c, one) for c in valid if c.stack == "single" and (one := service(c, cpus))}
     return [check for cell in valid if cell.model in made for check in _check_cell(run, cell, *made[cell.model])]
@@ -198,20 +199,22 @@ def _check_cell(run: dict[str, Any], cell: Cell, single: Cell, one: Service) -> 
     left = run["machine"]["cores"] * (1 - use.other) - use.generator_cores
     target = replicas(number, cpus)
     target = target._replace(speed=min(1.0, left / target.cores))
-    work = demands(one, CHECKED, None, np.random.default_rng(0)) * slower(cell, single)
+    cost = cost_ratio(cell, single, "closed")
+    work = demands(one, CHECKED, None, np.random.default_rng(0)) * cost
     closed = closed_loop(run["options"]["users"], work, one.fixed_s, target)
+    response_ms = 1000 * float(closed.latency_s.mean())
     found = [
-        Check(name, "closed loop, answers/s", columns.rate, closed.rate),
-        Check(name, "closed loop, mean ms", 1000 * columns.response_s, 1000 * float(closed.latency_s.mean())),
+        Check(name, "closed loop, answers/s", columns.rate, closed.rate, cost=cost),
+        Check(name, "closed loop, mean ms", 1000 * columns.response_s, response_ms, cost=cost),
     ]
     timed = cell.latency.get("rate")
     fits = replicas(number, cpus).cores + beside_cpus(cell.stack) <= left
     # of the single stack's answers at the constant rate the model is made
     if timed and timed.kept_up and cell is not single:
         made, p99 = 1000 * _constant(one, cell, single, target), timed.p99
-        p99_ms = float(np.percentile(made, 99))
+        p99_ms, cost = float(np.percentile(made, 99)), cost_ratio(cell, single, "rate")
         found += [
-            Check(name, "constant rate, mean ms", timed.mean, float(made.mean()), filled=not fits),
-            Check(name, "constant rate, p99 ms", p99.value, p99_ms, p99.low, p99.high, filled=not fits),
+            Check(name, "constant rate, mean ms", timed.mean, float(made.mean()), cost=cost, filled=not fits),
+            Check(name, "constant rate, p99 ms", p99.value, p99_ms, p99.low, p99.high, cost, not fits),
         ]
     return found

@@ -226,11 +226,11 @@ def slower(cell: Cell, than: Cell) -> float:
     return mine.yardstick_ms / other.yardstick_ms
 
 
-def slower_at_rate(cell: Cell, than: Cell) -> float:
-    """The same at the constant rate, which has too few readings of the yardstick, by the CPU time of an answer. It
-    counts what other programs do to the caches, too, of which the yardstick knows nothing, and the balancer's part."""
-    mine, other = cell.latency.get("rate"), than.latency.get("rate")
-    return mine.cpu_s / other.cpu_s if mine and other and mine.cpu_s and other.cpu_s else slower(cell, than)
+def cost_ratio(cell: Cell, than: Cell, phase: str) -> float:
+    """CPU time of an answer of a cell under one kind of load, balancer and scaler counted in, over that of another
+    cell; 1 where one of them was not measured."""
+    mine, other = cell.latency.get(phase), than.latency.get(phase)
+    return mine.cpu_s / other.cpu_s if mine and other and mine.cpu_s and other.cpu_s else 1.0
 
 
 def resources_used(samples: list[Sample], seconds: list[Second], cores: int) -> Use | None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from perf import results
 from perf.findings import needs
 from perf.plan import CLOSE, Check, Service, check, demands, need, service
-from perf.summary import CURVE, SPREAD, Cell
+from perf.summary import CURVE, SPREAD
 from perf.tables import checks
 
 ONE = Service(
@@ -118,24 +119,28 @@ def test_the_tail_of_several_replicas_is_checked_and_that_of_one_is_what_the_mod
     assert all((tail.low, tail.high) == (measured[tail.name].low, measured[tail.name].high) for tail in tails.values())
 
 
-def test_the_constant_rate_is_simulated_at_the_speed_that_the_cpu_time_of_its_answers_shows(finished: Path) -> None:
+def test_each_load_is_simulated_at_the_cpu_time_of_an_answer_in_it_and_says_how_that_differs(finished: Path) -> None:
     run, cells = results.read(finished)
+    single, balanced = (c for c in cells if c.model == "mobilenet_v2" and c.stack in ("single", "balanced"))
 
-    def simulated(cells: list[Cell]) -> dict[str, float]:
-        return {c.figure: c.simulated for c in check(run, cells) if c.name == "balanced mobilenet_v2"}
+    def checked(**factors: float) -> dict[str, Check]:
+        """With answers of the balanced stack that took `factors` of the single stack's CPU time, by load."""
+        costly = {
+            load: replace(latency, cpu_s=(single.latency[load].cpu_s or nan) * factors[load])
+            for load, latency in balanced.latency.items()
+        }
+        return {c.figure: c for c in check(run, [single, replace(balanced, latency=costly)]) if "balanced" in c.name}
 
-    def slowed(cell: Cell, factor: float) -> Cell:
-        timed = cell.latency["rate"]
-        assert timed.cpu_s
-        late = cell.latency | {"rate": replace(timed, cpu_s=timed.cpu_s * factor)}
-        return replace(cell, latency=late) if cell.stack == "balanced" else cell
-
-    ours = [c for c in cells if c.model == "mobilenet_v2" and c.stack in ("single", "balanced")]
-    before, after = simulated(ours), simulated([slowed(c, 1.5) for c in ours])
-    mean = "constant rate, mean ms"
-    work_ms = 1000 * ours[0].use.cpu_s_per_1000 / 1000 if ours[0].use else 0
-    assert after[mean] - before[mean] >= work_ms * 0.5 * 0.9
-    assert {k: v for k, v in after.items() if "closed" in k} == {k: v for k, v in before.items() if "closed" in k}
+    alike, closed, rate = checked(closed=1, rate=1), checked(closed=1.5, rate=1), checked(closed=1, rate=1.5)
+    answers, mean = "closed loop, answers/s", "constant rate, mean ms"
+    assert closed[answers].simulated == pytest.approx(alike[answers].simulated / 1.5, rel=0.02)
+    assert closed[mean] == alike[mean]
+    work_ms = single.use.cpu_s_per_1000 if single.use else 0
+    assert rate[mean].simulated - alike[mean].simulated >= work_ms * 0.5 * 0.9
+    assert rate[answers] == alike[answers]
+    assert (closed[answers].cost, closed[mean].cost, rate[mean].cost) == pytest.approx((1.5, 1.0, 1.5))
+    table = checks([*closed.values()])
+    assert table.rows[0][table.header.index("CPU, x single")] == "1.50"
 
 
 def test_a_simulated_figure_is_trusted_near_the_measured_one_or_within_its_noise() -> None:
