@@ -78,7 +78,7 @@ def one_route(
         with collecting():
             route(source, raw)
         model = onnx.load(raw)
-        expand_erfc(model)
+        expand(model)
         check_operators(model)
         model = compose.add_prefix(model, "source/")
         half = to_float32(model)
@@ -106,12 +106,14 @@ def collecting() -> Iterator[None]:
         thread.join()
 
 
-def expand_erfc(model: ModelProto) -> None:
-    """erfc(x) as 1 - erf(x): Keras' exact gelu has the one, ONNX the other."""
-    for node in [node for node in model.graph.node if node.op_type == "Erfc"]:
+def expand(model: ModelProto) -> None:
+    """erfc(x) as 1 - erf(x), of Keras' exact gelu, and expm1(x) as exp(x) - 1, of its celu: ONNX has the latter."""
+    for node in [node for node in model.graph.node if node.op_type in {"Erfc", "Expm1"}]:
         one = add_constant(model, f"{node.name}_one", np.ones(1, np.float32))
-        erf = helper.make_node("Erf", node.input, [f"{node.name}_erf"], f"{node.name}_erf")
-        replace(model, [node], [erf, helper.make_node("Sub", [one, *erf.output], node.output, node.name)])
+        known = {"Erfc": "Erf", "Expm1": "Exp"}[node.op_type]
+        inner = helper.make_node(known, node.input, [f"{node.name}_{known}"], f"{node.name}_{known}")
+        terms = [one, *inner.output] if known == "Erf" else [*inner.output, one]
+        replace(model, [node], [inner, helper.make_node("Sub", terms, node.output, node.name)])
 
 
 def check_operators(model: ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""What labelled photos say of the options: the range of the pixels, and the order of the labels."""
+"""What photos say of the options: the range of the pixels and, where they have labels, the order of those."""
 
 from collections import Counter
 
@@ -19,21 +19,24 @@ Indices = NDArray[np.int64]
 
 
 def check(source: Source, found: Photos, contract: Contract, given: str, progress: Progress) -> None:
-    """Stop where the source scores clearly better (95 % intervals apart) in another range or with other labels; say so
-    where it scores no better than chance.
+    """Stop where the source scores clearly better (95 % intervals apart) in another range or with other labels, or
+    answers alike whatever the photo and not in another range; say so where it scores no better than chance.
 
     Raises:
         ConvertError: an option does not fit the photos.
     """
     sample = found.tuning[:PHOTOS]
     labels = photos.labels_of(sample)
-    if labels is None or len(sample) < LEAST or len(set(labels)) < 2:
+    if len(sample) < LEAST or (labels is not None and len(set(labels)) < 2):
         return
     pixels = np.concatenate(list(photos.batches(sample, contract))).astype(np.float32)
     answers = {
         name: source.predict(pixels * np.float32((high - low) / 255) + np.float32(low)).argmax(1)
         for name, (low, high) in RANGES.items()
     }
+    if labels is None:
+        check_varied(answers, given)
+        return
     check_range(answers, labels, given)
     check_order(answers[given], labels, found.labels)
     score, chance = verify.percent(answers[given] == labels), 100 / source.classes
@@ -54,6 +57,17 @@ def check_range(answers: dict[str, Indices], labels: Indices, given: str) -> Non
         raise ConvertError(
             f"top-1 is {scores[given]:.0f} % with --input-range {given} but {scores[better]:.0f} % with {better} on"
             f" {len(labels)} photos: give --input-range={better}"
+        )
+
+
+def check_varied(answers: dict[str, Indices], given: str) -> None:
+    """Refuse a range in which every photo gets the same answer, where in another they get several."""
+    classes = {name: len(set(found.tolist())) for name, found in answers.items()}
+    other = max(classes, key=lambda name: classes[name])
+    if classes[given] == 1 < classes[other]:
+        raise ConvertError(
+            f"{len(answers[given])} photos all get the same answer with --input-range {given}, and {classes[other]}"
+            f" different ones with {other}: give --input-range={other}, or photos that the model tells apart"
         )
 
 

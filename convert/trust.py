@@ -50,6 +50,7 @@ REMEDY = (
     "use built-in layers instead (Rescaling, for one), convert the SavedModel of model.export(folder), or give"
     " --trust-source if you know where the file is from"
 )
+INSTALLED = " and the layer's code is installed here"
 
 
 def refuse_code(stored: Iterable[dict[str, Any]], *, legacy: bool) -> None:
@@ -61,8 +62,9 @@ def refuse_code(stored: Iterable[dict[str, Any]], *, legacy: bool) -> None:
     """
     for layer in stored:
         if layer["class_name"] in LAMBDAS or foreign(layer):
+            remedy = REMEDY if layer["class_name"] in LAMBDAS else REMEDY + INSTALLED
             raise ConvertError(
-                f"layer {named(layer)} runs code of its own, which is not loaded from model files: {REMEDY}"
+                f"layer {named(layer)} runs code of its own, which is not loaded from model files: {remedy}"
             )
         if legacy and not listed(layer):
             raise ConvertError(f"layer {named(layer)} is not known to be harmless in a file of Keras 2: {REMEDY}")

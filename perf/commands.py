@@ -101,6 +101,10 @@ def run_options(given: argparse.Namespace) -> Options:
         raise ValueError(f"unknown stack {', '.join(unknown)}: choose from {', '.join(STACKS)}")
     if twice := [name for names in (models, given.stacks) for name, n in Counter(names).items() if n > 1]:
         raise ValueError(f"{', '.join(twice)} named twice: each cell is measured once")
+    if given.threads > given.connections:
+        raise ValueError(f"-t {given.threads} with -c {given.connections}: a thread needs a connection")
+    if given.tool == "siege" and given.threads > 1:
+        raise ValueError(f"-t {given.threads}: siege runs a thread a user, in one process: leave -t out")
     adapters.find(given.tool)
     here = Path(__file__).parent
     return Options(

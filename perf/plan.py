@@ -79,8 +79,12 @@ class Check:
         return self.simulated / self.measured - 1
 
     @property
+    def close(self) -> bool:
+        return abs(self.error) <= CLOSE
+
+    @property
     def within(self) -> bool:
-        return abs(self.error) <= CLOSE or self.low <= self.simulated <= self.high
+        return self.close or self.low <= self.simulated <= self.high
 
 
 def service(cell: Cell, cpus: float) -> Service | None:

@@ -146,7 +146,7 @@ def checks(found_: list[Check]) -> Table:
             number(c.measured, 1),
             number(c.simulated, 1),
             f"{c.error:+.0%}",
-            "not compared" if c.filled else "yes" if c.within else "no",
+            "not compared" if c.filled else "no" if not c.within else "yes" if c.close else "its interval",
         ]
         for c in found_
     ]

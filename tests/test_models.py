@@ -26,9 +26,10 @@ def report(name: str) -> dict[str, Any]:
     return found
 
 
-def test_there_are_these_and_no_others() -> None:
-    assert {path.name for path in MODELS.iterdir()} == LEAST_AGREEMENT.keys()
-    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) < 50e6
+def test_they_are_here_in_50_mb_whatever_else_was_converted() -> None:
+    assert {path.name for path in MODELS.iterdir()} >= LEAST_AGREEMENT.keys()
+    ours = [path for name in LEAST_AGREEMENT for path in (MODELS / name).rglob("*")]
+    assert sum(path.stat().st_size for path in ours if path.is_file()) < 50e6
 
 
 def test_int8_answers_as_float_does_on_all_evaluation_photos(name: str, report: dict[str, Any]) -> None:

@@ -153,14 +153,14 @@ def gated(keras: Any, **_: Any) -> Any:
 
 
 def attentive(keras: Any, **_: Any) -> Any:
-    """Attention between patches, behind a convolution and before one, with an exact gelu."""
+    """Attention between patches, behind a convolution and before one, with an exact gelu and a celu."""
     layers = keras.layers
     entry = keras.Input((SIZE, SIZE, 3))
     x = layers.Reshape((-1, 16))(layers.Conv2D(16, 4, strides=4)(entry))
     y = layers.LayerNormalization()(x)
     x = layers.Add()([x, layers.MultiHeadAttention(2, 8)(y, y)])
     x = layers.Add()([x, layers.Dense(16)(layers.Dense(32, activation="gelu")(layers.LayerNormalization()(x)))])
-    x = layers.Conv2D(16, 3, activation="relu")(layers.Reshape((SIZE // 4, SIZE // 4, 16))(x))
+    x = layers.Conv2D(16, 3, activation="celu")(layers.Reshape((SIZE // 4, SIZE // 4, 16))(x))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
 

@@ -53,6 +53,28 @@ def test_a_range_in_which_every_photo_is_the_same_is_refused_for_one_in_which_th
     check_range({"0,1": one, "0,255": one}, LABELS, "0,1")
 
 
+@pytest.mark.parametrize("given", ["0,1", "0,255"])
+def test_photos_without_labels_tell_a_range_in_which_all_get_the_same_answer(given: str, tmp_path: Path) -> None:
+    sources.write_photos(tmp_path, [160])
+    flat = tmp_path / "flat"
+    next(tmp_path.iterdir()).rename(flat)
+    found = find(flat, None, 4, 100)
+    assert len(found.tuning) >= 24
+    assert found.tuning[0].label is None
+
+    def call(images: np.ndarray) -> np.ndarray:
+        """Some sum of the pixels as whole numbers, all 0 in another range than 0 to 255."""
+        return np.eye(4, dtype=np.float32)[(images.clip(0).astype(int) // 2).sum((1, 2, 3)) // 64 % 4]
+
+    source = Source(Path("x.keras"), "keras", "", sources.SIZE, sources.SIZE, 4, call, None)
+    contract = Contract(sources.SIZE, sources.SIZE)
+    if given == "0,1":
+        with pytest.raises(ConvertError, match=r"photos all get the same answer .*: give --input-range=0,255"):
+            check(source, found, contract, given, Progress())
+    else:
+        check(source, found, contract, given, Progress())
+
+
 @pytest.mark.parametrize("is_blind", [True, False])
 def test_a_source_no_better_than_chance_is_told(
     is_blind: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]

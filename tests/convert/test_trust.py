@@ -76,6 +76,13 @@ def test_what_may_run_code_or_read_files_is_refused_wherever_it_is(trick: str) -
         refuse_code(stored, legacy=True)
 
 
+def test_a_class_of_its_own_needs_more_than_trust_and_a_lambda_does_not() -> None:
+    for trick, is_said in (("a class of its own", True), ("a lambda", False)):
+        with pytest.raises(ConvertError) as refused:
+            refuse_code(layers(model(HOSTILE[trick])), legacy=False)
+        assert ("the layer's code is installed here" in str(refused.value)) == is_said
+
+
 def test_what_computes_on_tensors_is_not_refused() -> None:
     relu = {"module": "builtins", "class_name": "function", "config": "relu", "registered_name": "function"}
     dense = {

@@ -49,6 +49,8 @@ def test_a_duration_moves_the_other_loads_with_it() -> None:
         (["--stacks", "single,triple"], "unknown stack triple: choose from plain, single, balanced, scaled"),
         (["--stacks", "single,single"], "single named twice"),
         (["--models", "mobilenet_v2,mobilenet_v2"], "mobilenet_v2 named twice"),
+        (["-t", "20"], "-t 20 with -c 10: a thread needs a connection"),
+        (["-t", "2", "--tool", "siege"], "-t 2: siege runs a thread a user, in one process: leave -t out"),
         (["--photos", "/nonexistent"], "no photo .*: name a folder of photos with --photos"),
         (["--min-accuracy", "58"], "--min-accuracy 58: top-1 is between 0 and 1"),
     ],

@@ -131,6 +131,19 @@ def test_the_stored_plan_is_followed_and_the_golden_set_reproduced(models: Path)
     assert served.image_s > 0
 
 
+def test_every_batch_size_in_use_is_warmed_before_the_golden_set(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_package(models, plan=PLAN)
+    sizes, infer = list[int](), Model.infer
+
+    def noted(model: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        sizes.append(len(images) if not images.any() else 0)
+        return infer(model, images)
+
+    monkeypatch.setattr(Model, "infer", noted)
+    opened(models)
+    assert sizes[: PLAN["max_batch_size"]] == [1, 2, 3]
+
+
 def test_the_golden_set_is_replayed_by_as_many_calls_at_once_as_are_served(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
