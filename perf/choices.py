@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from math import inf
+from math import ceil, inf
 from operator import mul
 
 from perf.candidates import AXES, SAME_ACCURACY, Axis, Candidate, front
@@ -42,7 +42,7 @@ def _cheapest(open_: list[Candidate]) -> Choice:
     if rest := [c for c in order if c != best]:
         reasons.append(f"next: {rest[0].name} at {rest[0].cost:.3f} (x {rest[0].cost / best.cost:.2f})")
     if rival := _rival(order, best, _cheap):
-        change.append(f"{rival.name} would win if it cost {rival.cost:.3f}, as it would at {rival.rate:.0f}/s")
+        change.append(f"{rival.name} would win if it cost {rival.cost:.3f}, as it would at {_at_least(rival.rate)}/s")
     if above := [c for c in rest if c.cost > best.cost and c.accuracy > best.accuracy + SAME_ACCURACY]:
         c, extra = above[0], above[0].cost - best.cost
         change.append(
@@ -66,7 +66,7 @@ def _fastest(open_: list[Candidate]) -> Choice:
     if rest := [c for c in order if c != best]:
         reasons.append(f"next: {rest[0].name} at {rest[0].rate:.0f}/s ({rest[0].rate / best.rate - 1:+.0%})")
     if rival := _rival(order, best, _fast):
-        change.append(f"{rival.name} would win if it gave {rival.rate:.0f}/s")
+        change.append(f"{rival.name} would win if it gave {_at_least(rival.rate)}/s")
     if rest and rest[0].rate_high > best.rate_low:
         change.append(f"its 95 % interval and that of {rest[0].name} overlap: another run may swap them")
     if cheaper := [c for c in rest if c.cost < best.cost]:
@@ -197,7 +197,7 @@ def _place(axis: Axis, c: Candidate, among: list[Candidate]) -> float:
     if axis.good(c) == -inf or not values:
         return 0.0
     span = max(values) - min(values)
-    return (axis.good(c) - min(values)) / span if span else 1.0
+    return (axis.good(c) - min(values)) / span if span > axis.slack else 1.0  # what counts as equal is no step
 
 
 def _swing(c: Candidate, weights: list[tuple[int, ...]], total: int) -> str:
@@ -206,6 +206,11 @@ def _swing(c: Candidate, weights: list[tuple[int, ...]], total: int) -> str:
     k = max(range(len(AXES)), key=lambda j: mean[j])
     share = len(weights) / total
     return f"{c.name} in {share:.0%} of the weightings: {AXES[k].name} weighs {mean[k]:.0%} in them on average"
+
+
+def _at_least(rate: float) -> str:
+    """A rate that is enough, rounded up."""
+    return f"{ceil(rate)}" if rate >= 20 else f"{ceil(10 * rate) / 10:.1f}"
 
 
 def _ms(value: float) -> str:

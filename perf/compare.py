@@ -9,6 +9,7 @@ from perf.tables import Table
 
 TIMED = "constant rate"
 SAME_RATE = 0.05
+LEAST = 0.01  # a smaller difference is none: memory hardly varies within a run, and by more from start to start
 
 
 class Difference(NamedTuple):
@@ -26,7 +27,7 @@ class Difference(NamedTuple):
         """better, worse or no difference shown; a figure read once has no interval and gets no verdict."""
         if isnan(self.ratio.low):
             return "one reading"
-        if self.ratio.low <= 1 <= self.ratio.high:
+        if self.ratio.low <= 1 <= self.ratio.high or abs(self.ratio.value - 1) < LEAST:
             return "no difference shown"
         return "better" if (self.ratio.value > 1) == self.more_is_better else "worse"
 
@@ -39,9 +40,11 @@ def compare(before: list[Cell], after: list[Cell]) -> list[Difference]:
 
 
 def left_out(before: list[Cell], after: list[Cell]) -> list[str]:
-    """Cells that are not in both runs or not valid in both."""
-    names = [{f"{c.stack} {c.model}" for c in cells if not c.reasons} for cells in (before, after)]
-    return sorted({f"{c.stack} {c.model}" for c in (*before, *after)} - (names[0] & names[1]))
+    """Cells that are not in both runs or not valid in both, and constant rates that cannot be compared, with the
+    reason."""
+    old, new = ({f"{c.stack} {c.model}": c for c in cells if not c.reasons} for cells in (before, after))
+    rates = [f"{name}, {TIMED}: {why}" for name in old.keys() & new.keys() if (why := other_rate(old[name], new[name]))]
+    return sorted({f"{c.stack} {c.model}" for c in (*before, *after)} - (old.keys() & new.keys())) + sorted(rates)
 
 
 def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -57,7 +60,7 @@ def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def _differences(a: Cell, b: Cell) -> list[Difference]:
     name, old, new = f"{a.stack} {a.model}", _figures(a), _figures(b)
-    if not same_rate(a, b):
+    if other_rate(a, b):
         new = {figure: value for figure, value in new.items() if TIMED not in figure}
     return [
         Difference(name, figure, old[figure], new[figure], ratio(old[figure], new[figure]), figure == "answers/s")
@@ -66,10 +69,19 @@ def _differences(a: Cell, b: Cell) -> list[Difference]:
     ]
 
 
-def same_rate(a: Cell, b: Cell) -> bool:
-    """Whether latency at the constant rate can be compared: both kept up, at rates within 5 % of each other."""
+def other_rate(a: Cell, b: Cell) -> str:
+    """Why latency at the constant rate cannot be compared; empty: both kept up, at rates within 5 % of each other."""
     old, new = a.latency.get("rate"), b.latency.get("rate")
-    return bool(old and new and old.kept_up and new.kept_up and abs(new.offered / old.offered - 1) <= SAME_RATE)
+    if not old or not new:
+        return "not in both runs" if old or new else ""
+    late = [run for run, load in (("first", old), ("second", new)) if not load.kept_up]
+    if late:
+        return (
+            f"did not keep up in the {' and the '.join(late)} run (offered: {old.offered:.1f} and {new.offered:.1f}/s)"
+        )
+    if abs(new.offered / old.offered - 1) > SAME_RATE:
+        return f"{old.offered:.1f} and {new.offered:.1f}/s are more than {SAME_RATE:.0%} apart (--rate makes them one)"
+    return ""
 
 
 def _figures(cell: Cell) -> dict[str, Interval]:

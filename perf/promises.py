@@ -21,10 +21,11 @@ def promises(run: dict[str, Any], cells: list[Cell]) -> Table:
 def _availability(cells: list[Cell]) -> Iterable[list[str]]:
     ours = [c for c in cells if c.stack != "plain"]
     if ours:
-        sent = sum(c.columns.transactions for c in ours if c.columns)
-        failed = sum(c.columns.failed for c in ours if c.columns)
+        sent, failed = sum(c.sent for c in ours), sum(c.failed for c in ours)
         silent = [f"{c.model} on {c.stack}" for c in ours if not c.columns]
-        text = f"{sent - failed:,} of {sent:,} requests answered" + "".join(f"; {name}: none" for name in silent)
+        text = f"{sent - failed:,} of {sent:,} requests of all loads answered" + "".join(
+            f"; {name}: none" for name in silent
+        )
         yield ["every model on every stack of ours answers 100 %", text, _met(not failed and not silent)]
 
 

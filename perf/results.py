@@ -28,15 +28,21 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     """
     try:
         data = json.loads((folder / RESULTS).read_text())
-        run = data["run"]
-        samples = read_samples(folder)
-        kept = data["cells"] and not samples  # a folder that holds the summary alone
-        cells = [_cell(c) for c in data["cells"]] if kept else summarise(run, samples, read_resources(folder))
+        run, cells = data["run"], _cells(data, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} holds no results of a run ({error}): make one with perf/run.sh --out {folder}"
         ) from error
     return run, cells
+
+
+def _cells(data: dict[str, Any], folder: Path) -> list[Cell]:
+    samples, resources, saved = read_samples(folder), read_resources(folder), data["cells"]
+    if samples and not resources and any(cell["use"] for cell in saved):
+        raise ValueError("resources.csv, which was summarised with samples.csv, is gone")
+    if saved and not samples:  # a folder that holds the summary alone
+        return [_cell(cell) for cell in saved]
+    return summarise(data["run"], samples, resources)
 
 
 def _cell(data: dict[str, Any]) -> Cell:

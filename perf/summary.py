@@ -91,6 +91,8 @@ class Cell:
     timeline: list[dict[str, float]] = field(default_factory=list)  # varying load, a point a second
     idle: dict[str, dict[str, Any]] = field(default_factory=dict)  # by photo: mean_ms, spread (quantiles / mean)
     idle_cpu_s: float | None = None  # CPU seconds of a request with nothing else running
+    sent: int = 0  # requests of all its loads
+    failed: int = 0  # of them without a 2xx answer
 
     @property
     def p99_ms(self) -> float:
@@ -151,6 +153,8 @@ def _cell(run: dict[str, Any], facts: dict[str, Any], samples: Samples, resource
         timeline=timeline(sent["varying"], seconds["varying"]),
         idle=idle(sent["idle"], run["photos"]),
         idle_cpu_s=cpu_of(sent["idle"], seconds["idle"]),
+        sent=sum(map(len, sent.values())),
+        failed=sum(s.status // 100 != 2 for load in sent.values() for s in load),
     )
 
 

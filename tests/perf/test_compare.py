@@ -86,6 +86,29 @@ def test_latencies_at_different_rates_are_not_compared(cells: list[Cell]) -> Non
         replace(c, latency={**c.latency, "rate": replace(c.latency["rate"], offered=3.0, answered=3.0)}) for c in cells
     ]
     assert not [d for d in compare(cells, other) if "constant rate" in d.figure]
+    named = [text for text in left_out(cells, other) if text.startswith("single mobilenet_v2, constant rate: ")]
+    assert len(named) == 1
+    assert named[0].endswith(" and 3.0/s are more than 5% apart (--rate makes them one)")
+
+
+def test_a_rate_that_is_no_longer_kept_up_with_is_named(cells: list[Cell]) -> None:
+    late = [replace(c, latency={**c.latency, "rate": replace(c.latency["rate"], answered=0.1)}) for c in cells]
+    assert not [d for d in compare(cells, late) if "constant rate" in d.figure]
+    assert "single mobilenet_v2, constant rate: did not keep up in the second run" in " ".join(left_out(cells, late))
+
+
+def test_a_difference_of_under_a_hundredth_is_none_however_narrow_the_intervals(cells: list[Cell]) -> None:
+    def verdicts(times: float) -> set[str]:
+        def exactly(cell: Cell, times: float) -> Cell:
+            assert cell.use
+            value = times * cell.use.memory_mb
+            return replace(cell, use=replace(cell.use, memory=Interval(value, value, value)))
+
+        found = compare([exactly(c, 1) for c in cells], [exactly(c, times) for c in cells])
+        return {d.verdict for d in found if d.figure == "memory MB"}
+
+    assert verdicts(1.004) == {"no difference shown"}
+    assert verdicts(1.02) == {"worse"}
 
 
 def test_invalid_and_missing_cells_are_named(cells: list[Cell]) -> None:

@@ -113,6 +113,15 @@ def test_the_same_data_give_the_same_files_also_without_the_samples(written: Pat
     assert {path for path in first if second.get(path) != first[path]} == {Path("samples.csv"), Path("resources.csv")}
 
 
+def test_a_summary_is_not_written_over_where_what_it_was_made_of_is_gone(written: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(written, tmp_path / "again")
+    (again / "resources.csv").unlink()
+    before = files(again)
+    with pytest.raises(ValueError, match=r"resources\.csv, which was summarised with samples\.csv, is gone"):
+        write(again, Constraints())
+    assert files(again) == before
+
+
 def test_plots_are_png_and_svg_and_linked_from_the_markdown(written: Path) -> None:
     linked = re.findall(r"!\[[^]]*\]\((plots/[^)]+\.png)\)", (written / "report.md").read_text())
     assert sorted(linked) == sorted(f"plots/{p.name}" for p in (written / "plots").glob("*.png"))
