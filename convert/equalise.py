@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
-from convert.graph import Array, attribute, constants, depthwise, session
+from convert.graph import Array, attribute, constants, depthwise, exposing
 from convert.ranges import Range
 
 SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Identity", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes
@@ -136,12 +136,8 @@ def channel_ranges(
     tick: Callable[[], None],
 ) -> dict[str, tuple[Array, Array]]:
     """Smallest and largest value of each channel, `[C]`, of the named tensors."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
     wanted = sorted(names)
-    known = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
-    engine, found = session(copy, 2), dict[str, tuple[Array, Array]]()
+    engine, found = exposing(model, wanted, 2), dict[str, tuple[Array, Array]]()
     for batch in pixels:
         for pair in (batch[start : start + 2] for start in range(0, len(batch), 2)):  # all tensors are held at once
             image = entry.dequantise(pair) if entry else pair

@@ -175,6 +175,15 @@ def session(model: ModelProto | Path, threads: int) -> onnxruntime.InferenceSess
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
+def exposing(model: ModelProto, names: Sequence[str], threads: int) -> onnxruntime.InferenceSession:
+    """A session that gives the named tensors, too."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    known = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    return session(copy, threads)
+
+
 def part(model: ModelProto, step: Step) -> ModelProto:
     """A model of one step: its run-time inputs as float inputs, its constants as initializers, its first output."""
     used = {name for node in step.nodes for name in node.input}

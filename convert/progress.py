@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,15 +18,17 @@ class Progress:
         self.stages: list[dict[str, str | float]] = []
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
-        """A stage of `total` ticks; yields the function to call after each."""
+    def stage(self, name: str, ticks: int | Sequence[float]) -> Iterator[Callable[[], None]]:
+        """A stage of so many ticks, alike or of these parts of the work; yields the function to call after each."""
         began = time.monotonic()
         forget_peak()
         layout = "{desc:<30.30} {percentage:3.0f} % |{bar:12}| {elapsed} elapsed, {remaining} left"  # 80 columns
-        with tqdm(total=total, desc=name, bar_format=layout, disable=self.quiet, mininterval=0.5) as bar:
+        parts = [1.0] * ticks if isinstance(ticks, int) else ticks
+        left = iter(parts)
+        with tqdm(total=sum(parts), desc=name, bar_format=layout, disable=self.quiet, mininterval=0.5) as bar:
 
             def tick() -> None:
-                bar.update()
+                bar.update(next(left, 0.0))
 
             yield tick
         seconds = round(time.monotonic() - began, 1)

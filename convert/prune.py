@@ -26,7 +26,6 @@ from convert.graph import (
     readers,
     session,
     set_weights,
-    steps,
     tidy,
     weight_of,
     weighted,
@@ -35,7 +34,7 @@ from convert.optimise import Folded
 from convert.progress import Progress
 from convert.ranges import Range
 from convert.refit import SAMPLES, centred, refit, with_ones
-from convert.walk import macs, patches, positions
+from convert.walk import effort, macs, patches, positions
 from service.cpu import cores
 
 CHUNK = 16  # channels go by so many: kernels work on them together
@@ -118,7 +117,7 @@ def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, pro
         )
     chosen = {site: curves[site].order[site.channels - width :] for site, width in widths.items()}
     small, written = narrowed(model, chosen), {site.writer: np.sort(channels) for site, channels in chosen.items()}
-    with progress.stage("prune and fit", sum(len(step.outputs) for step in steps(model))) as tick:
+    with progress.stage("prune and fit", effort(model, pixels[0][:1], entry)) as tick:
         refit(folded, small, written, pixels, tick)
     progress.note(f"pruned: {100 * remaining:.1f} % of the multiplications are left")
     return Folded(tidy(small), entry, remaining)

@@ -19,7 +19,7 @@ from convert.photos import Photo, batch_count, batches
 from convert.progress import Progress
 from convert.shifts import carry
 from convert.verify import Gate, Score
-from convert.walk import Quantisation, Recipe, walk
+from convert.walk import Quantisation, Recipe, effort, walk
 from service.cpu import cores
 from service.image import Contract
 
@@ -96,8 +96,9 @@ class Search:
         model = self.folded.model
         count = len(recipe.keep_float)
         kept = f"{count} tensor{'s' * (count > 1)} float" if count else "all int8"
-        with self.progress.stage(f"quantise ({kept})", sum(len(step.outputs) for step in steps(model))) as tick:
-            quantisation = walk(model, self.pixels, self.folded.entry, recipe, tick)
+        entry = self.folded.entry
+        with self.progress.stage(f"quantise ({kept})", effort(model, self.pixels[0][:1], entry)) as tick:
+            quantisation = walk(model, self.pixels, entry, recipe, tick)
         path = self.save(absorb(multiply(carry(qdq.write(model, quantisation)))))
         with self.progress.stage("score on tuning photos", batch_count(self.tuning)) as tick:
             (found,) = verify.answers([path], self.tuning, self.contract, tick)

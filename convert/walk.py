@@ -21,6 +21,7 @@ from convert.graph import (
     attribute,
     constants,
     depthwise,
+    exposing,
     like,
     part,
     rename,
@@ -112,6 +113,15 @@ def walk(
             del live[dead]
         tick()
     return result
+
+
+def effort(model: ModelProto, photo: NDArray[np.uint8], entry: Range | None) -> list[float]:
+    """What each tensor takes of a walk's time, in order, by those of one photo `[1, H, W, 3]`: two thirds
+    of the time go by their size (activations), one third is alike for all (weights)."""
+    names = [name for step in steps(model) for name in step.outputs]
+    image = entry.dequantise(photo) if entry else photo
+    sizes = [out.size for out in exposing(model, names, 2).run(names, {model.graph.input[0].name: image})]
+    return [0.5 + size * len(sizes) / sum(sizes) for size in sizes]
 
 
 def by_output(step: Step) -> list[Step]:

@@ -3,8 +3,8 @@
 from math import isnan, nan
 from typing import Any, NamedTuple
 
-from perf.intervals import Interval, ratio
-from perf.summary import Cell, yardstick_of
+from perf.intervals import Interval, enough, ratio
+from perf.summary import Cell, Latency, yardstick_of
 from perf.tables import Table
 
 TIMED = "constant rate"
@@ -24,9 +24,9 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """better, worse or no difference shown; a figure read once has no interval and gets no verdict."""
+        """better, worse or no difference shown; a figure without an interval gets no verdict."""
         if isnan(self.ratio.low):
-            return "one reading"
+            return "no interval"
         if self.ratio.low <= 1 <= self.ratio.high or abs(self.ratio.value - 1) < LEAST:
             return "no difference shown"
         return "better" if (self.ratio.value > 1) == self.more_is_better else "worse"
@@ -88,13 +88,18 @@ def _figures(cell: Cell) -> dict[str, Interval]:
     figures: dict[str, Interval] = {"answers/s": cell.rate} if cell.rate else {}
     for phase, latency in cell.latency.items():
         load = TIMED if phase == "rate" else "closed loop"
-        figures |= {f"{mark} ms, {load}": getattr(latency, mark) for mark in ("p50", "p95", "p99")}
+        figures |= {f"p{p} ms, {load}": _percentile(latency, p) for p in (50, 95, 99)}
     if cell.use:
         figures["memory MB"] = cell.use.memory or _once(cell.use.memory_mb)
         figures["CPU s/1,000"] = cell.use.cpu or _once(cell.use.cpu_s_per_1000)
     if yardstick := yardstick_of(cell):
         figures["yardstick ms"] = _once(yardstick)
     return figures
+
+
+def _percentile(latency: Latency, p: int) -> Interval:
+    found: Interval = getattr(latency, f"p{p}")
+    return found if latency.n is None or enough(p, latency.n) else _once(found.value)
 
 
 def _once(value: float) -> Interval:
@@ -107,7 +112,7 @@ def table(differences: list[Difference]) -> Table:
     rows = [[d.name, d.figure, _text(d.before), _text(d.after), _text(d.ratio), d.verdict] for d in differences]
     note = (
         "Intervals hold the noise within each run, not that between days or machines: repeat a run to see that. "
-        f"Under {LEAST:.0%} is no difference. "
+        f"Under {LEAST:.0%} is no difference. No interval: read once, or a p99 of fewer than 381 answers. "
         "Yardstick: CPU time of the same work beside both, so how much of a difference is the machine's."
     )
     return Table("Two runs", header, rows, note)

@@ -41,7 +41,7 @@ class Times:
     settle: float = 0.0  # at most, before it: until the scaled stack is down to one replica
 
 
-FULL = Times(warm=4, idle=5, closed=30, rate=30, level=20, settle=40)
+FULL = Times(warm=4, idle=5, closed=30, rate=60, level=20, settle=40)
 QUICK = Times(warm=0.5, idle=1, closed=4, rate=2.5, level=2)
 
 

@@ -21,6 +21,14 @@ def test_a_bar_shows_how_far_a_stage_is_and_how_long_it_takes_yet(capfd: pytest.
     assert re.search(r"load +100 % \|█+\| 00:0\d elapsed, 00:00 left", shown)
 
 
+def test_ticks_stand_for_their_parts_of_the_work(capfd: pytest.CaptureFixture[str]) -> None:
+    with Progress().stage("walk", [3.0, 1.0]) as tick:
+        time.sleep(0.6)
+        tick()
+        tick()
+    assert re.search(r"walk +75 % ", capfd.readouterr().err)
+
+
 def test_each_stage_leaves_its_time_and_its_own_peak_of_memory() -> None:
     progress = Progress(quiet=True)
     with progress.stage("much", 1):

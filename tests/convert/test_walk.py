@@ -10,11 +10,11 @@ from onnx import ModelProto, helper
 
 from convert import qdq
 from convert.centre import centre
-from convert.graph import Array, constants, steps
+from convert.graph import Array, constants, exposing, steps
 from convert.ranges import Range
 from convert.rounding import PAIR
 from convert.streams import place, split
-from convert.walk import Quantisation, Recipe, kernel_order, macs, patches, positions, walk
+from convert.walk import Quantisation, Recipe, effort, kernel_order, macs, patches, positions, walk
 from tests.convert.graphs import ENTRY, batches, fused, graph, network, normal, pictures, run
 
 node = helper.make_node
@@ -24,6 +24,15 @@ def quantised(recipe: Recipe) -> tuple[ModelProto, Quantisation, ModelProto]:
     model = network()
     found = walk(model, batches(), ENTRY, recipe, lambda: None)
     return model, found, qdq.write(model, found)
+
+
+def test_two_thirds_of_a_walks_time_are_expected_to_go_by_the_size_of_tensors() -> None:
+    model, photo = network(), batches()[0][:1]
+    names = [name for step in steps(model) for name in step.outputs]
+    sizes = np.array([out.size for out in exposing(model, names, 1).run(names, {"image": ENTRY.dequantise(photo)})])
+    assert len(set(sizes)) > 1
+    expected = effort(model, photo, ENTRY)
+    assert np.array(expected) - np.mean(expected) / 3 == pytest.approx(sizes / sizes.mean())
 
 
 # ---- patches

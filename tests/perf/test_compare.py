@@ -21,13 +21,17 @@ def faster(cell: Cell, times: float) -> Cell:
     return replace(cell, rate=Interval(*(times * v for v in (cell.rate.value, cell.rate.low, cell.rate.high))))
 
 
+def exact(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
 def rates(differences: list[Difference]) -> dict[str, str]:
     return {d.name: d.verdict for d in differences if d.figure == "answers/s"}
 
 
 def test_a_run_shows_no_difference_from_itself(cells: list[Cell]) -> None:
     verdicts = {d.verdict for d in compare(cells, cells)}
-    assert verdicts <= {"no difference shown", "one reading"}
+    assert verdicts <= {"no difference shown", "no interval"}
 
 
 def test_conditions_that_differ_are_named(run_facts: dict[str, Any]) -> None:
@@ -54,6 +58,17 @@ def test_a_rate_clearly_higher_is_better_and_one_clearly_lower_worse(cells: list
     assert verdicts["balanced mobilenet_v2"] == "worse"
 
 
+def test_a_p99_of_too_few_answers_gets_no_verdict(cells: list[Cell]) -> None:
+    def of(n: int, p99: float) -> list[Cell]:
+        return [replace(c, latency={"closed": replace(c.latency["closed"], n=n, p99=exact(p99))}) for c in cells]
+
+    def verdicts(n: int) -> set[str]:
+        return {d.verdict for d in compare(of(n, 100), of(n, 200)) if d.figure == "p99 ms, closed loop"}
+
+    assert verdicts(380) == {"no interval"}
+    assert verdicts(381) == {"worse"}
+
+
 def test_a_difference_within_the_interval_is_not_called_one(cells: list[Cell]) -> None:
     wide = [replace(c, rate=Interval(c.rate.value, 0.9 * c.rate.value, 1.1 * c.rate.value)) for c in cells if c.rate]
     assert set(rates(compare(wide, [faster(c, 1.05) for c in wide])).values()) == {"no difference shown"}
@@ -62,12 +77,12 @@ def test_a_difference_within_the_interval_is_not_called_one(cells: list[Cell]) -
 def test_less_latency_is_better(cells: list[Cell]) -> None:
     def slower(cell: Cell) -> Cell:
         timed = cell.latency["rate"]
-        return replace(cell, latency={**cell.latency, "rate": replace(timed, p99=Interval(900, 890, 910))})
+        return replace(cell, latency={**cell.latency, "rate": replace(timed, p50=Interval(900, 890, 910))})
 
     found = [
         d
         for d in compare(cells, [slower(c) for c in cells])
-        if d.figure == "p99 ms, constant rate" and d.name == "single mobilenet_v2"
+        if d.figure == "p50 ms, constant rate" and d.name == "single mobilenet_v2"
     ]
     assert [d.verdict for d in found] == ["worse"]
 

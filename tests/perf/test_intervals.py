@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from perf.intervals import Interval, median, per, percentiles, proportion, rate, ratio
+from perf.intervals import Interval, enough, median, per, percentiles, proportion, rate, ratio
 
 
 def test_the_interval_holds_the_true_rate_about_as_often_as_it_says() -> None:
@@ -20,6 +20,17 @@ def test_the_interval_holds_the_true_percentile_about_as_often_as_it_says() -> N
         (interval,) = percentiles(finished, 30.0, values, (95,))
         held += interval.low <= 10 * np.log(20) <= interval.high
     assert 0.85 <= held / 60 <= 1
+
+
+def test_the_interval_of_a_p99_of_few_answers_holds_it_about_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(5), 0
+    assert not enough(99, 380)
+    assert enough(99, 381)
+    for _ in range(60):
+        finished, values = np.sort(rng.uniform(0, 30, 381)), rng.exponential(10, 381)
+        (interval,) = percentiles(finished, 30.0, values, (99,))
+        held += interval.low <= 10 * np.log(100) <= interval.high
+    assert 0.9 <= held / 60 <= 1
 
 
 def test_the_interval_holds_the_true_cost_about_as_often_as_it_says() -> None:

@@ -88,7 +88,7 @@ def test_the_table_shows_each_cells_speed_and_the_comparison_both_yardsticks(
     assert speeds["balanced · mobilenet_v2"] == "-"
     both = compare(at(cells, single=2.0), at(cells, single=3.0))
     [one] = [d for d in both if d.figure == "yardstick ms" and d.name == "single mobilenet_v2"]
-    assert (one.before.value, one.after.value, one.verdict) == (2.0, 3.0, "one reading")
+    assert (one.before.value, one.after.value, one.verdict) == (2.0, 3.0, "no interval")
 
 
 def test_the_machines_speed_is_compared_where_both_loads_have_it(measured: tuple[dict[str, Any], list[Cell]]) -> None:

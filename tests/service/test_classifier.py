@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from service import classifier as classifier_module
 from service import model as model_module
+from service.batcher import Ticket
 from service.classifier import Classifier, Scores, rank, run_batch
 from service.errors import DeadlineExceeded
 from service.image import Contract, ImageError, Limits
@@ -112,6 +113,31 @@ def test_a_deadline_that_passes_in_the_run_is_an_error_not_an_answer(models: Pat
     with pytest.raises(DeadlineExceeded, match="before the answer was ready"):
         asyncio.run(ask(takes_s / 2))
     classifier.close()
+
+
+def test_a_photo_that_expired_in_the_queue_is_an_error_of_its_request_even_if_the_loops_timer_is_late(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(models, size=64, work=100, golden_images=1)
+    settings = Settings(models_dir=str(models), cores=1)
+    classifier = Classifier(open_repository(settings), settings)
+
+    async def without_timer(ticket: Ticket[Scores], _hung_up: object) -> None:
+        await ticket.done
+
+    monkeypatch.setattr(classifier_module, "_settled", without_timer)
+
+    async def ask() -> object:
+        served, now = classifier.repository.find(), time.monotonic()
+        first = asyncio.create_task(classifier.classify(served, [jpeg("red")], 1, now + 60, never))
+        await asyncio.sleep(0)  # it takes the only slot
+        waits = classifier.classify(served, [jpeg("red")], 1, time.monotonic() + 0.001, never)
+        return (await asyncio.gather(first, waits, return_exceptions=True))[1]
+
+    error = asyncio.run(ask())
+    classifier.close()
+    assert isinstance(error, DeadlineExceeded)
+    assert "while the request waited" in str(error)
 
 
 class Runs:
