@@ -88,11 +88,12 @@ def _fast(c: Candidate) -> float:
 
 def _first(order: list[Candidate], figure: Figure) -> Candidate:
     """The first of an order by a figure. What the 95 % intervals of the rates do not tell from it is no reason to give
-    up more than half a point of accuracy: of those the most accurate."""
+    up more than half a point of accuracy: the first of those within half a point of the most accurate."""
     leader = order[0]
     same = [c for c in order if _highest(c, figure) >= _lowest(leader, figure)]
     better = [c for c in same if c.accuracy > leader.accuracy + SAME_ACCURACY]
-    return max(better, key=lambda c: (c.accuracy, -c.cost), default=leader)
+    enough = max((c.accuracy for c in better), default=leader.accuracy) - SAME_ACCURACY
+    return next((c for c in better if c.accuracy >= enough), leader)
 
 
 def _lowest(c: Candidate, figure: Figure) -> float:

@@ -224,6 +224,16 @@ def test_the_most_accurate_would_win_once_no_run_tells_it_from_the_fastest() -> 
     assert fastest.change[0] == "slower on scaled would win if it gave 179/s"  # 1.03 x 179 reaches 0.97 x 190
 
 
+def test_of_those_more_accurate_that_no_run_tells_from_the_fastest_half_a_point_decides_nothing() -> None:
+    faster = cell("single", "faster", accuracy=0.602, rate=99, p99=40, memory=90)
+    most_accurate = cell("single", "most", accuracy=0.604, rate=98, p99=40, memory=90)
+    for cells in ([SMALL, faster, most_accurate], [most_accurate, faster, SMALL]):
+        assert by_priority(chosen(cells))["highest throughput"] == "faster on single"
+        assert by_priority(chosen(cells))["lowest cost"] == "faster on single"
+    further = replace(most_accurate, accuracy=0.608)
+    assert by_priority(chosen([SMALL, faster, further]))["highest throughput"] == "most on single"
+
+
 def test_costs_that_the_rates_intervals_do_not_tell_apart_go_to_the_more_accurate() -> None:
     close = cell("single", "better", accuracy=0.60, rate=97, p99=41, memory=95)
     (cheapest,) = [c for c in chosen([*CELLS, close]).choices if c.priority == "lowest cost"]
