@@ -112,7 +112,7 @@ def table(differences: list[Difference]) -> Table:
     rows = [[d.name, d.figure, _text(d.before), _text(d.after), _text(d.ratio), d.verdict] for d in differences]
     note = (
         "Intervals hold the noise within each run, not that between days or machines: repeat a run to see that. "
-        f"Under {LEAST:.0%} is no difference. No interval: read once, or a p99 of fewer than 381 answers. "
+        f"Under {LEAST:.0%} is no difference. No interval: read once, or of too few answers (a p99 needs 381). "
         "Yardstick: CPU time of the same work beside both, so how much of a difference is the machine's."
     )
     return Table("Two runs", header, rows, note)
