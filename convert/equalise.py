@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from convert.graph import Array, attribute, constants, depthwise, exposing
-from convert.ranges import Range
+from convert.graph import Array, attribute, constants, depthwise, looking
+from convert.ranges import Range, decoded
 
 SHARING = {"Relu", "Clip", "MaxPool", "Pad", "Identity", "Add", "ReduceMean", "GlobalAveragePool"}  # s passes
 HEADROOM = 1.0  # over the largest value seen, under a Clip
@@ -137,11 +137,10 @@ def channel_ranges(
 ) -> dict[str, tuple[Array, Array]]:
     """Smallest and largest value of each channel, `[C]`, of the named tensors."""
     wanted = sorted(names)
-    engine, found = exposing(model, wanted, 2), dict[str, tuple[Array, Array]]()
+    look, found = looking(model, wanted, 2), dict[str, tuple[Array, Array]]()
     for batch in pixels:
         for pair in (batch[start : start + 2] for start in range(0, len(batch), 2)):  # all tensors are held at once
-            image = entry.dequantise(pair) if entry else pair
-            for name, out in zip(wanted, engine.run(wanted, {model.graph.input[0].name: image}), strict=True):
+            for name, out in zip(wanted, look(decoded(pair, entry)), strict=True):
                 axes = (0, *range(2, out.ndim))
                 low, high = found.get(name, (np.inf, -np.inf))
                 found[name] = np.minimum(low, out.min(axes)), np.maximum(high, out.max(axes))

@@ -1,7 +1,7 @@
 """A thin view of an ONNX graph: constants as arrays, who reads what, and the steps that int8 kernels see as one."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,20 @@ def session(model: ModelProto | Path, threads: int) -> onnxruntime.InferenceSess
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def exposing(model: ModelProto, names: Sequence[str], threads: int) -> onnxruntime.InferenceSession:
-    """A session that gives the named tensors, too."""
+def looking(model: ModelProto, names: Sequence[str], threads: int) -> Callable[[Array], list[Array]]:
+    """A function that gives these tensors for a batch of the graph's input."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    known = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
-    return session(copy, threads)
+    del copy.graph.output[:]
+    wanted = list(dict.fromkeys(names))
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
+    engine, source = session(copy, threads), model.graph.input[0].name
+
+    def look(feed: Array) -> list[Array]:
+        found = dict(zip(wanted, engine.run(wanted, {source: feed}), strict=True))
+        return [found[name] for name in names]
+
+    return look
 
 
 def part(model: ModelProto, step: Step) -> ModelProto:

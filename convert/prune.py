@@ -13,7 +13,7 @@ from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto
 
 from convert.errors import ConvertError
 from convert.graph import (
@@ -22,9 +22,9 @@ from convert.graph import (
     bias_of,
     constants,
     depthwise,
+    looking,
     node_of,
     readers,
-    session,
     set_weights,
     tidy,
     weight_of,
@@ -32,7 +32,7 @@ from convert.graph import (
 )
 from convert.optimise import Folded
 from convert.progress import Progress
-from convert.ranges import Range
+from convert.ranges import decoded
 from convert.refit import SAMPLES, centred, refit, with_ones
 from convert.walk import effort, macs, patches, positions
 from service.cpu import cores
@@ -123,33 +123,12 @@ def prune(folded: Folded, pixels: Sequence[NDArray[np.uint8]], share: float, pro
     return Folded(tidy(small), entry, remaining)
 
 
-def decoded(batch: NDArray[np.uint8], entry: Range | None) -> Array:
-    """A batch as the graph takes it."""
-    return entry.dequantise(batch) if entry else batch
-
-
 def macs_of(model: ModelProto, feed: Array) -> dict[str, int]:
     """Multiplications of every convolution for one photo, by node name."""
     values = constants(model)
     nodes = [node for node in model.graph.node if weighted(node, values)]
-    outputs = looking(model, [node.output[0] for node in nodes])(feed)
+    outputs = looking(model, [node.output[0] for node in nodes], cores())(feed)
     return {node.name: macs(values[node.input[1]], out) for node, out in zip(nodes, outputs, strict=True)}
-
-
-def looking(model: ModelProto, names: Sequence[str]) -> Callable[[Array], Sequence[Array]]:
-    """A function that gives these tensors for a batch of the graph's input."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    wanted = list(dict.fromkeys(names))
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
-    engine, source = session(copy, cores()), model.graph.input[0].name
-
-    def look(feed: Array) -> Sequence[Array]:
-        found = dict(zip(wanted, engine.run(wanted, {source: feed}), strict=True))
-        return [found[name] for name in names]
-
-    return look
 
 
 def measured(
@@ -163,7 +142,7 @@ def measured(
     with progress.stage("measure channels", len(parts) * len(pixels) + len(found)) as tick:
         for portion in parts:
             moments = dict.fromkeys(portion, np.zeros((), np.float32))
-            look, rng = looking(model, [site.tensor for site in portion]), np.random.default_rng(0)
+            look, rng = looking(model, [site.tensor for site in portion], cores()), np.random.default_rng(0)
             for batch in pixels:
                 for site, tensor in zip(portion, look(decoded(batch, folded.entry)), strict=True):
                     x = rows(nodes[site], weights[site], tensor, SAMPLES // len(pixels), rng)
@@ -251,7 +230,7 @@ def effects_of(
 
 def logarithms(model: ModelProto, feeds: Sequence[Array]) -> Array:
     """Logarithms of the answers to all feeds, each photo's around 0."""
-    look = looking(model, [output.name for output in model.graph.output])
+    look = looking(model, [output.name for output in model.graph.output], cores())
     found = np.log(np.maximum(np.concatenate([look(feed)[0] for feed in feeds]), LEAST_ANSWER))
     around: Array = found - found.mean(1, keepdims=True)
     return around

@@ -40,6 +40,11 @@ class Range:
         return float(lost / max(values.var(dtype=np.float64), 1e-12))
 
 
+def decoded(batch: NDArray[np.uint8], entry: Range | None) -> Array:
+    """A batch of pixels as the graph takes it: their values in the range of its input, or as they are."""
+    return entry.dequantise(batch) if entry else batch
+
+
 def sample(batches: Sequence[Array]) -> NDArray[np.float32]:
     """An even sample of the values of all batches."""
     stride = max(1, sum(batch.size for batch in batches) // SAMPLES) | 1  # odd: no column is left out

@@ -6,10 +6,10 @@ float tensors only, which is what quantisation can walk through.
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from convert.errors import ConvertError
-from convert.graph import Array, add_constant, drop_unread, session, tidy
+from convert.graph import Array, add_constant, drop_unread, looking, tidy
 
 INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 BATCHES = (1, 3)
@@ -56,15 +56,12 @@ def refusal(node: NodeProto, *, compares: bool) -> ConvertError:
 
 def computed(model: ModelProto, names: list[str]) -> dict[str, list[Array]]:
     """Values of the named tensors for a black image and for a batch of random ones."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    engine, rng = session(copy, 1), np.random.default_rng(0)
-    _, height, width, colours = engine.get_inputs()[0].shape
+    look, rng = looking(model, names, 1), np.random.default_rng(0)
+    _, height, width, colours = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
     found: list[list[Array]] = []
     for batch, top in zip(BATCHES, (1, 256), strict=True):
         images = rng.integers(0, top, (batch, height, width, colours)).astype(np.uint8)
-        found.append(engine.run(names, {"image": images}))
+        found.append(look(images))
     return {name: list(pair) for name, *pair in zip(names, *found, strict=True)}
 
 

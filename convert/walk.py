@@ -21,15 +21,15 @@ from convert.graph import (
     attribute,
     constants,
     depthwise,
-    exposing,
     like,
+    looking,
     part,
     rename,
     session,
     steps,
     weighted,
 )
-from convert.ranges import Range
+from convert.ranges import Range, decoded
 from convert.rounding import Moments, Rounded, round_layer
 from convert.stored import Stored
 
@@ -119,8 +119,7 @@ def effort(model: ModelProto, photo: NDArray[np.uint8], entry: Range | None) -> 
     """What each tensor takes of a walk's time, in order, by those of one photo `[1, H, W, 3]`: two thirds
     of the time go by their size (activations), one third is alike for all (weights)."""
     names = [name for step in steps(model) for name in step.outputs]
-    image = entry.dequantise(photo) if entry else photo
-    sizes = [out.size for out in exposing(model, names, 2).run(names, {model.graph.input[0].name: image})]
+    sizes = [out.size for out in looking(model, names, 2)(decoded(photo, entry))]
     return [0.5 + size * len(sizes) / sum(sizes) for size in sizes]
 
 

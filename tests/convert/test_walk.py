@@ -10,7 +10,7 @@ from onnx import ModelProto, helper
 
 from convert import qdq
 from convert.centre import centre
-from convert.graph import Array, constants, exposing, steps
+from convert.graph import Array, constants, looking, steps
 from convert.ranges import Range
 from convert.rounding import PAIR
 from convert.streams import place, split
@@ -29,7 +29,7 @@ def quantised(recipe: Recipe) -> tuple[ModelProto, Quantisation, ModelProto]:
 def test_two_thirds_of_a_walks_time_are_expected_to_go_by_the_size_of_tensors() -> None:
     model, photo = network(), batches()[0][:1]
     names = [name for step in steps(model) for name in step.outputs]
-    sizes = np.array([out.size for out in exposing(model, names, 1).run(names, {"image": ENTRY.dequantise(photo)})])
+    sizes = np.array([out.size for out in looking(model, names, 1)(ENTRY.dequantise(photo))])
     assert len(set(sizes)) > 1
     expected = effort(model, photo, ENTRY)
     assert np.array(expected) - np.mean(expected) / 3 == pytest.approx(sizes / sizes.mean())
