@@ -37,7 +37,7 @@ def when_ready(server: Any) -> None:  # it listens: nothing is left of a start o
 def post_fork(server: Any, _: Any) -> None:
     """The workers share the cores."""
     if not _settings.cores:
-        os.environ["SOUS_CORES"] = str(max(1, cpu.cores() // server.cfg.workers))
+        os.environ["SOUS_CORES"] = str(max(1, cpu.cores() // server.num_workers))
 
 
 def worker_int(worker: Any) -> None:

@@ -45,6 +45,7 @@ _TURNS = {  # by Exif orientation
     8: Image.Transpose.ROTATE_90,
 }
 _WHITE = (255, 255, 255)
+_LONGEST = 65_535  # pixels of a side, as JPEG and GIF have it; Pillow's resize takes 32 bytes for each
 _LARGE = 8_000_000  # pixels in memory, up to 8 bytes each; larger pictures are decoded one at a time
 _one_large = threading.Lock()
 
@@ -154,19 +155,22 @@ def _admit(data: bytes, limits: Limits) -> str:
     if kind is None:
         raise UnsupportedImageType("The bytes are no JPEG, PNG, WebP, BMP or GIF. Send the image as one of these.")
     try:
-        size = formats.read_size(kind, data)
+        size, weight = formats.read_size(kind, data), formats.weight(kind, data)
     except (ValueError, IndexError, struct.error):
         raise UndecodableImage from None
-    _admit_size(*size, limits)
+    _admit_size(*size, limits, weight)
     return kind
 
 
-def _admit_size(width: int, height: int, limits: Limits) -> None:
+def _admit_size(width: int, height: int, limits: Limits, weight: int = 1) -> None:
     if width < 1 or height < 1:
         raise UndecodableImage
-    most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels)
-    if width * height > most:
-        raise TooManyPixels(f"The image has {width} x {height} pixels; at most {most} are taken. Send a smaller one.")
+    most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels) // weight
+    if width * height > most or max(width, height) > _LONGEST:
+        raise TooManyPixels(
+            f"The image has {width} x {height} pixels; at most {most} are taken{' of this kind' * (weight > 1)}, and"
+            f" {_LONGEST} a side. Send a smaller one."
+        )
 
 
 def _is_ordinary(header: jpeg.Header, contract: Contract) -> bool:
@@ -226,7 +230,7 @@ def _decode_pillow(data: bytes, kind: str, contract: Contract, limits: Limits) -
     try:
         with Image.open(BytesIO(formats.picture_only(kind, data)), formats=[kind]) as image:
             _admit_size(*image.size, limits)
-            with _memory_for(image.width * image.height):
+            with _memory_for(image.width * image.height * formats.weight(kind, data)):
                 image.load()
                 if kind == "PNG":
                     _scale_transparency(image, depth=data[24])

@@ -57,11 +57,6 @@ class Repository:
         self._versions: dict[str, dict[int, Served]] = {}
         for each in served:
             self._versions.setdefault(each.package.name, {})[each.package.version] = each
-        if default_model and default_model not in self._versions:
-            raise PackageError(
-                f"SOUS_DEFAULT_MODEL is {default_model}, which is not in SOUS_MODELS_DIR: set it to one of"
-                f" {', '.join(sorted(self._versions))}"
-            )
         self._default = default_model or min(self._versions)
 
     def find(self, name: str | None = None, version: int | None = None) -> Served:
@@ -94,9 +89,15 @@ def open_repository(settings: Settings) -> Repository:
     """Load every package of the models folder, side by side.
 
     Raises:
-        PackageError: there is none, or one of them cannot be served.
+        PackageError: there is none, one of them cannot be served, or the default model is not among them.
     """
     packages = list(scan(Path(settings.models_dir)))
+    names = sorted({package.name for package in packages})
+    if settings.default_model and settings.default_model not in names:
+        raise PackageError(
+            f"SOUS_DEFAULT_MODEL is {settings.default_model}, which is not in SOUS_MODELS_DIR: set it to one of"
+            f" {', '.join(names)}"
+        )
     cores = settings.cores or cpu.cores()
     with ThreadPoolExecutor(cores) as pool:
         loaded = list(pool.map(partial(load, cores=cores, settings=settings), packages))
@@ -109,9 +110,16 @@ def open_repository(settings: Settings) -> Repository:
 
 
 def scan(models_dir: Path) -> Iterator[Package]:
-    """Packages in the folder. Names and versions by the rule of docs/package.md; all else is left alone."""
-    folders = sorted(models_dir.glob("*/*/model.onnx"))
-    found = [path.parent for path in folders if NAME.fullmatch(path.parts[-3]) and _is_version(path.parts[-2])]
+    """Packages in the folder, also those that have lost their model. Names and versions by the rule of docs/package.md;
+    all else is left alone."""
+    try:
+        names = [path for path in sorted(models_dir.iterdir()) if NAME.fullmatch(path.name) and path.is_dir()]
+        versions = [path for name in names for path in sorted(name.iterdir()) if _is_version(path.name)]
+        found = [path for path in versions if (path / "model.onnx").exists() or (path / "report.json").exists()]
+    except (FileNotFoundError, NotADirectoryError):  # of the folder itself
+        found = []
+    except OSError as error:
+        raise PackageError(f"{error.filename} cannot be read ({error.strerror}): let this user read it") from None
     if not found:
         raise PackageError(f"no package in {models_dir}/NAME/VERSION/: convert one, or set SOUS_MODELS_DIR")
     for folder in found:

@@ -11,14 +11,16 @@ import msgspec
 
 PREFIX = "SOUS_"
 MOST = 2**40  # of any number: a terabyte, 34 years in milliseconds
+MOST_THREADS = 1024  # of a session's threads, slots and images of a run, too: each costs memory and time at the start
+MOST_PIXELS = 89_478_485  # above it Pillow takes a picture for an attack
 
 
 class SettingsError(ValueError):
     """An environment variable that cannot be what was meant."""
 
 
-def _count(description: str, least: int = 1) -> Any:
-    return msgspec.Meta(ge=least, le=MOST, description=description)
+def _count(description: str, least: int = 1, most: int = MOST) -> Any:
+    return msgspec.Meta(ge=least, le=most, description=description)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,17 +31,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, msgspec.Meta(description="model of a request that names none; empty: the first by name")
     ] = ""
     top_k: Annotated[int, _count("labels in an answer unless the request says `top_k`")] = 5
-    cores: Annotated[int, _count("cores of one worker; 0: cgroup quota and affinity, shared by the workers", 0)] = 0
-    slots: Annotated[int, _count("batches a model may run at once; 0: by the plan", 0)] = 0
-    intra_op_threads: Annotated[int, _count("threads of one session run; 0: by the plan", 0)] = 0
-    max_batch_size: Annotated[int, _count("images of one session run; 0: by the plan", 0)] = 0
+    cores: Annotated[
+        int, _count("cores of one worker; 0: cgroup quota and affinity, shared by the workers", 0, MOST_THREADS)
+    ] = 0
+    slots: Annotated[int, _count("batches a model may run at once; 0: by the plan", 0, MOST_THREADS)] = 0
+    intra_op_threads: Annotated[int, _count("threads of one session run; 0: by the plan", 0, MOST_THREADS)] = 0
+    max_batch_size: Annotated[int, _count("images of one session run; 0: by the plan", 0, MOST_THREADS)] = 0
     max_queue_delay_us: Annotated[int, _count("longest wait of an image for its batch to fill", 0)] = 0
     max_queue_size: Annotated[int, _count("images that may wait for a model; beyond it 429")] = 128
     request_timeout_ms: Annotated[
         int, _count("longest time of a request; it may ask for less by `X-Request-Timeout-Ms`")
     ] = 10_000
     max_image_bytes: Annotated[int, _count("largest photo")] = 16 * 1024**2
-    max_image_pixels: Annotated[int, _count("most pixels of a photo, by its header")] = 40_000_000
+    max_image_pixels: Annotated[
+        int, _count("most pixels of a photo, by its header; half as many of a WebP", most=MOST_PIXELS)
+    ] = 40_000_000
     max_request_bytes: Annotated[int, _count("largest multipart body")] = 32 * 1024**2
     max_held_bytes: Annotated[int, _count("bodies of all requests in a worker; beyond it 429")] = 128 * 1024**2
     max_files: Annotated[int, _count("most photos in a request")] = 16

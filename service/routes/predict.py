@@ -3,12 +3,22 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from litestar import Response, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.openapi.spec import (
+    OpenAPIFormat,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    RequestBody,
+    Schema,
+)
+from litestar.openapi.spec import Parameter as HeaderOrQuery
 from litestar.params import Parameter
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +30,7 @@ from service.routes.upload import Upload, read_upload
 from service.settings import Settings
 
 PARAMETERS = frozenset({"model", "version", "top_k"})
+TIMEOUT = "X-Request-Timeout-Ms"
 encode = msgspec.json.Encoder().encode
 
 
@@ -49,9 +60,15 @@ class Results(msgspec.Struct, frozen=True):
 
 @dataclass
 class PredictOperation(Operation):
-    """The request body, for the schema: it is read by hand, before anything is copied or validated."""
+    """For the schema, the request body, which is read by hand, before anything is copied or validated, and headers."""
 
     def __post_init__(self) -> None:
+        whole = Schema(type=OpenAPIType.INTEGER, minimum=1)
+        limit = HeaderOrQuery(TIMEOUT, "header", whole, "Most milliseconds until the answer; 504 after it.")
+        self.parameters = [*(self.parameters or []), limit]
+        responses = cast("dict[str, OpenAPIResponse]", self.responses)
+        responses["200"].headers = {"Server-Timing": OpenAPIHeader(Schema(type=OpenAPIType.STRING))}
+        responses["429"].headers = {"Retry-After": OpenAPIHeader(whole, description="Seconds.")}
         file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
         files = Schema(type=OpenAPIType.ARRAY, items=file, min_items=1)
         form = Schema(
@@ -114,12 +131,13 @@ async def predict(
 
 def timeout_s(request: HttpRequest, settings: Settings) -> float:
     """Seconds until the deadline: of the settings, or less by the header. Raises BadRequest."""
-    given = request.headers.get("x-request-timeout-ms")
+    given = request.headers.get(TIMEOUT)
     if given is None:
         return settings.request_timeout_ms / 1e3
-    if not (given.isascii() and given.isdigit() and len(given) <= 9 and int(given) >= 1):
-        raise BadRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more.")
-    return min(int(given), settings.request_timeout_ms) / 1e3
+    milliseconds = int(given) if given.isascii() and given.isdigit() and len(given) < 20 else 0
+    if milliseconds < 1:
+        raise BadRequest(f"{TIMEOUT} must be a whole number of milliseconds, 1 or more, in at most 19 digits.")
+    return min(milliseconds, settings.request_timeout_ms) / 1e3
 
 
 def respond(answer: Answer, upload: Upload, total_s: float) -> ASGIApp:

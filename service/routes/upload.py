@@ -9,7 +9,6 @@ from typing import Any, Self
 from multipart import (  # type: ignore[import-untyped]
     MultipartError,
     MultipartSegment,
-    ParserLimitReached,
     PushMultipartParser,
     parse_options_header,
 )
@@ -118,18 +117,15 @@ def read_form(body: bytes, boundary: str, max_files: int) -> Upload:
     names: list[str] = []
     photos: list[list[bytes]] = []
     try:
-        with PushMultipartParser(boundary, max_segment_count=max_files) as parser:
+        with PushMultipartParser(boundary) as parser:
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
                     _check_field(event.name)
+                    _check_count(len(names) + 1, max_files)
                     names.append(event.filename or "")
                     photos.append([])
                 elif event is not None:
                     photos[-1].append(event)
-    except ParserLimitReached:
-        raise BadRequest(
-            f"The form has more than {max_files} parts (SOUS_MAX_FILES). Send the photos in several requests."
-        ) from None
     except MultipartError as error:
         raise BadRequest(f"The multipart body cannot be read: {error.args[0]}.") from None
     if not photos:
@@ -140,3 +136,10 @@ def read_form(body: bytes, boundary: str, max_files: int) -> Upload:
 def _check_field(name: str | None) -> None:
     if name != "file":
         raise BadRequest("The form has a field that is not `file`. Send the photos as `file`, all else in the query.")
+
+
+def _check_count(parts: int, max_files: int) -> None:
+    if parts > max_files:
+        raise BadRequest(
+            f"The form has more than {max_files} parts (SOUS_MAX_FILES). Send the photos in several requests."
+        )

@@ -304,6 +304,8 @@ REFUSED = {
     "no pixels": (png(0, 10, 8, 2, b""), 422, "undecodable_image"),
     "png too large": (png(20_000, 20_000, 8, 2, b""), 422, "too_many_pixels"),
     "webp too large": (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6, 422, "too_many_pixels"),
+    "png too long": (png(65_536, 1, 8, 2, b""), 422, "too_many_pixels"),
+    "png too high": (png(1, 65_536, 8, 2, b""), 422, "too_many_pixels"),
     "gif too large": (b"GIF89a\xff\xff\xff\xff\0\0\0\x2c" + bytes(9), 422, "too_many_pixels"),
     "bmp too large": (b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 9999, -9999, 1, 24, 0), 422, "too_many_pixels"),
     "run-length bmp": (b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 9, 9, 1, 8, 1), 422, "undecodable_image"),
@@ -332,6 +334,16 @@ def test_pillows_own_pixel_limit_is_never_lifted():
     with pytest.raises(ImageError) as refused:
         inspect(png(10_000, 9_500, 8, 2, b""), Limits(1 << 30, 1 << 40))
     assert refused.value.code == "too_many_pixels"
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"), [("RGB", "WEBP", {}), ("CMYK", "JPEG", {"progressive": True})], ids=["webp", "jpeg"]
+)
+def test_half_as_many_pixels_are_taken_of_what_takes_twice_the_memory(mode, kind, options):
+    data, pixels = encode(Image.new(mode, (100, 80)), kind, **options), 100 * 80
+    inspect(data, Limits(1 << 20, 2 * pixels))
+    with pytest.raises(image.TooManyPixels, match="100 x 80 pixels; at most 7999 are taken of this kind"):
+        inspect(data, Limits(1 << 20, 2 * pixels - 1))
 
 
 def test_a_jpeg_that_ends_early_is_damaged_and_one_that_is_only_untidy_is_not():

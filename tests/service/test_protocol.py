@@ -4,13 +4,23 @@ import json
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.service.packages import jpeg, write_package
-from tests.service.running import serving
+from tests.service.running import serving, until
 
 OFFER = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """Photos wait half a second for their batch to fill."""
+    models = tmp_path_factory.mktemp("slow") / "models"
+    write_package(models, "colours", 1)
+    with serving(models, max_batch_size=8, max_queue_delay_us=500_000) as running:
+        yield running
 
 
 def connected(server):
@@ -86,6 +96,93 @@ def sent_after_close(connection):
     except (BrokenPipeError, ConnectionResetError):
         return True
     return False
+
+
+SENT_AT_MOST = 20 << 20  # what sockets hold, and what the service reads before it closes
+
+
+@pytest.mark.parametrize("more", [b"a:" + b"b" * 10 + b"\r\n", b"b"], ids=["many", "long"])
+@pytest.mark.parametrize("path", ["GET /health/live", "POST /predict"])
+def test_trailers_without_end_close_the_connection_before_they_fill_the_memory(server, path, more):
+    head = f"{path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na: "
+    with connected(server) as connection:
+        connection.sendall(head.encode())
+        block, sent = more * (65_536 // len(more)), 0
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while sent < SENT_AT_MOST:
+                sent += connection.send(block)
+        assert sent < SENT_AT_MOST
+    with connected(server) as other:
+        other.sendall(post(jpeg("red")))
+        assert answer(other)[0] == 200
+
+
+def test_trailers_are_passed_over_and_are_no_headers(server):
+    photo = jpeg("red")
+    for _ in range(2):
+        with connected(server) as connection:
+            for kind, trailer, status in (
+                ("Content-Type: image/jpeg\r\n", "X-Request-Timeout-Ms: nothing", 200),
+                ("", "Content-Type: image/jpeg", 415),
+            ):
+                head = (
+                    f"POST /predict HTTP/1.1\r\nHost: x\r\n{kind}Transfer-Encoding: chunked\r\n\r\n{len(photo):x}\r\n"
+                )
+                connection.sendall(head.encode() + photo + f"\r\n0\r\n{trailer}\r\n\r\n".encode())
+                assert answer(connection)[0] == status
+
+
+@pytest.mark.parametrize("behind", [b"G" * 70_000, b"\0nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_what_is_refused_behind_a_request_does_not_pass_for_its_answer(slow, behind):
+    photo = jpeg("red")
+    with connected(slow) as connection:
+        connection.sendall(post(photo))
+        time.sleep(0.1)
+        connection.sendall(behind)
+        status, _, found = answer(connection)
+        assert (status, found["predictions"][0]["label"]) == (200, "red")
+        assert connection.recv(1) == b""
+
+
+def test_a_client_that_is_gone_is_noticed_though_it_has_sent_another_request(slow):
+    def counted(status):
+        return slow.metric(f'sous_requests_total{{model="colours",status="{status}"')
+
+    before, gone = counted(200), counted(499)
+    with connected(slow) as connection:
+        connection.sendall(post(jpeg("red")))
+        time.sleep(0.1)
+        connection.sendall(post(jpeg("red")))
+        time.sleep(0.1)
+    until(lambda: counted(499) == gone + 1)
+    assert counted(200) == before
+
+
+def test_requests_without_end_are_answered_up_to_a_number_and_take_no_memory(server):
+    with connected(server) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 150)
+        found = b""
+        while more := connection.recv(65_536):
+            found += more
+        assert found.count(b" 200 ") == 101
+
+
+def test_a_client_that_does_not_read_its_answers_is_let_go(models):
+    write_package(models, "colours", 1)
+    with serving(models, "--keep-alive", "1") as running, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+        for _ in range(8):  # 13 MB of answers, more than the kernel keeps
+            deaf.sendall(b"GET /schema HTTP/1.1\r\nHost: x\r\n\r\n" * 80)
+            time.sleep(0.3)
+        until(lambda: not established(deaf), 5)
+
+
+def established(connection):
+    """Whether the other side still holds it (proc_pid_net(5), state 01)."""
+    near, far = (f"0100007F:{port:04X}" for _, port in (connection.getsockname(), connection.getpeername()))
+    return any(line.split()[1:4] == [far, near, "01"] for line in Path("/proc/net/tcp").read_text().splitlines())
 
 
 def test_a_head_that_begins_behind_another_request_and_ends_later_is_answered(server):

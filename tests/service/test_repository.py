@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.errors import UnknownModel
 from service.model import Model, PackageError
-from service.repository import Repository, open_repository
+from service.repository import Repository, open_repository, scan
 from service.settings import Settings
 from tests.service.packages import write_package
 
@@ -88,6 +90,28 @@ def test_a_file_of_the_report_that_is_gone_is_refused(models: Path) -> None:
     (write_package(models) / "golden.npz").unlink()
     with pytest.raises(PackageError, match=r"golden\.npz is in the report, but cannot be read"):
         opened(models)
+
+
+def test_a_package_that_has_lost_its_model_is_refused_and_not_left_out(models: Path) -> None:
+    write_package(models, version=1)
+    (write_package(models, version=2) / "model.onnx").unlink()
+    with pytest.raises(PackageError, match=r"2/model\.onnx is in the report, but cannot be read"):
+        opened(models)
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_not_left_out(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(models).parent.chmod(0)
+    monkeypatch.chdir(models)  # which another user could not reach by its path
+    with suppress(PermissionError):
+        os.seteuid(65_534)  # root may read everything
+    try:
+        with pytest.raises(PackageError, match=r"colours cannot be read \(Permission denied\): let this user read it"):
+            list(scan(Path()))
+    finally:
+        os.seteuid(os.getuid())
+        Path("colours").chmod(0o700)
 
 
 @pytest.mark.parametrize(

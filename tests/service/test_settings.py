@@ -31,6 +31,9 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one() -> None:
         ("SOUS_TOP_K", "1.5"),
         ("SOUS_TOP_K", ""),
         ("SOUS_SLOTS", "-1"),
+        ("SOUS_INTRA_OP_THREADS", "1025"),
+        ("SOUS_MAX_BATCH_SIZE", "1025"),
+        ("SOUS_MAX_IMAGE_PIXELS", "89478486"),  # Pillow's own limit and one
         ("SOUS_MODELS_DIR", ""),
         ("SOUS_MAX_QUEUE_DELAY_US", "999999999999999999"),
         ("SOUS_REQUEST_TIMEOUT_MS", "9" * 400),
