@@ -62,8 +62,8 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
 
 
 def weighted(node: NodeProto, values: Mapping[str, Array]) -> bool:
-    """Whether this is a convolution by constant weights."""
-    return node.op_type == "Conv" and node.input[1] in values
+    """Whether this is a convolution over height and width by constant weights."""
+    return node.op_type == "Conv" and node.input[1] in values and values[node.input[1]].ndim == 4
 
 
 def every_place(node: NodeProto, values: Mapping[str, Array]) -> bool:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +43,11 @@ class Photos:
     evaluation: tuple[Photo, ...]
     split: str
     labels: tuple[str, ...]
+    copies: int = 0  # of evaluation photos, left out of the other parts
 
     def __str__(self) -> str:
         known = "with labels" if self.labelled else "without labels: accuracy cannot be told"
+        known += f"; {self.copies} copies of evaluation photos left out" if self.copies else ""
         return (
             f"photos: {len(self.calibration)} to calibrate, {len(self.tuning)} to tune, {len(self.evaluation)} to"
             f" evaluate, by {self.split}; {known}"
@@ -98,10 +99,23 @@ def find(images: Path, labels_file: Path | None, classes: int, calibration: int)
         raise ConvertError(f"class {odd!r} is no name in UTF-8, as the package stores it: rename it")
     fitted, tuning, evaluation = parts
     twin = twin_of(evaluation)
-    fitted = list(islice((photo for photo in fitted if not twin(photo)), calibration))
-    tuning = list(islice((photo for photo in tuning if not twin(photo)), TUNING))
-    check_counts((fitted, tuning, evaluation), images)
-    return Photos(tuple(fitted), tuple(tuning), tuple(evaluation), split, labels)
+    fitted, twins = without(twin, fitted, calibration)
+    tuning, more_twins = without(twin, tuning, TUNING)
+    check_counts((fitted, tuning, evaluation), (twins, more_twins, 0), images)
+    return Photos(tuple(fitted), tuple(tuning), tuple(evaluation), split, labels, twins + more_twins)
+
+
+def without(twin: Callable[[Photo], bool], photos: Sequence[Photo], most: int) -> tuple[list[Photo], int]:
+    """The first photos that have no twin, and how many were passed over."""
+    kept, twins = list[Photo](), 0
+    for photo in photos:
+        if len(kept) == most:
+            break
+        if twin(photo):
+            twins += 1
+        else:
+            kept.append(photo)
+    return kept, twins
 
 
 def twin_of(photos: Sequence[Photo]) -> Callable[[Photo], bool]:
@@ -130,7 +144,9 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = (
-            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+            json.loads(text)
+            if path.suffix.lower() == ".json"
+            else [line.strip() for line in text.splitlines() if line.strip()]
         )
     except (OSError, ValueError, RecursionError) as error:
         raise ConvertError(f"labels file {path} cannot be read ({type(error).__name__}): give a line a class") from None
@@ -159,6 +175,10 @@ def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]
     """The photos of one split: class folders, or files named by class index (`7_paella.jpg`), or unlabelled files."""
     if names:
         places = [(folder / name, index) for index, name in enumerate(names) if (folder / name).is_dir()]
+        if not places and files(folder):
+            raise ConvertError(
+                f"{folder} has no class folder, as there are in other splits: sort its photos into {names[0]} and so on"
+            )
         return [Photo(path, index) for place, index in places for path in files(place, below=True)]
     found = files(folder)
     numbers = [int(match[1]) for path in found if (match := NUMBERED.match(path.name))]
@@ -176,9 +196,10 @@ def read_folder(folder: Path, names: Sequence[str], classes: int) -> list[Photo]
 
 
 def files(folder: Path, *, below: bool = False) -> list[Path]:
-    """The image files of a folder, by name, and of those in it."""
-    found = folder.rglob("*") if below else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+    """The image files of a folder, by name, and of those in it; none that is hidden, as notebooks' checkpoints are."""
+    found = [path for path in (folder.rglob("*") if below else folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(path for path in shown if path.is_file())
 
 
 def shuffled(photos: Sequence[Photo], images: Path) -> list[Photo]:
@@ -197,13 +218,15 @@ def key(photo: Photo, images: Path) -> bytes:
     return os.fsencode(photo.path.name if folder == images else f"{folder.name}/{photo.path.name}")
 
 
-def check_counts(parts: Sequence[Sequence[Photo]], images: Path) -> None:
+def check_counts(parts: Sequence[Sequence[Photo]], twins: Sequence[int], images: Path) -> None:
     """Refuse splits too small to say anything."""
-    for part, name, least in zip(parts, FOLDERS, (LEAST_CALIBRATION, 1, LEAST_EVALUATION), strict=True):
+    least_of = (LEAST_CALIBRATION, 1, LEAST_EVALUATION)
+    for part, copies, name, least in zip(parts, twins, FOLDERS, least_of, strict=True):
         if len(part) < least:
+            beside = f" beside {copies} copies of evaluation photos, which do not count" if copies else ""
             raise ConvertError(
-                f"{images} gives {len(part)} photos for {name}, at least {least} are needed: add photos (some hundreds"
-                f" make a good calibration; {', '.join(sorted(SUFFIXES))})"
+                f"{images} gives {len(part)} photos for {name}{beside}, at least {least} are needed: add photos (some"
+                f" hundreds make a good calibration; {', '.join(sorted(SUFFIXES))})"
             )
 
 

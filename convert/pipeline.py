@@ -52,8 +52,7 @@ def convert(options: Options, progress: Progress) -> dict[str, Any]:
         origin, contract, found, parity = load(options, work / "float.onnx", progress)
         candidate, effects = quantise(options, contract, found, work, progress)
         paths = (work / "float.onnx", candidate.path)
-        kept = len(candidate.recipe.keep_float)
-        evidence = evaluate(options, contract, found, paths, kept_float=kept, progress=progress)
+        evidence = evaluate(options, contract, found, paths, candidate, progress=progress)
         report = describe(options, origin, contract, found) | evidence | {"parity": parity}
         if report["verdict"] != "keep float":
             report["quantisation"] = recipe_of(candidate, effects)
@@ -127,7 +126,13 @@ def search(
 
 
 def evaluate(
-    options: Options, contract: Contract, found: Photos, paths: Sequence[Path], *, kept_float: int, progress: Progress
+    options: Options,
+    contract: Contract,
+    found: Photos,
+    paths: Sequence[Path],
+    candidate: Candidate,
+    *,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Gate and verdict on the evaluation photos, on the code that serves.
 
@@ -145,7 +150,7 @@ def evaluate(
     with progress.stage("float beside int8", 1) as tick:
         timed = timing.beside(paths, plan, sample)
         tick()
-    verdict, reason = judge(kept_float, timed)
+    verdict, reason = judge(len(candidate.quantisation.weights), len(candidate.recipe.keep_float), timed)
     if verdict == "keep float":
         plan = timing.plan_grid(paths[0], sample, lambda: None)
     with progress.stage("replay on an AVX2-only CPU", 1) as tick:
@@ -197,8 +202,10 @@ def advice(options: Options, calibrated: int) -> str:
     return f"Try {more}, {other}, or looser limits (--gate-drop, --gate-agreement)"
 
 
-def judge(kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
-    """The verdict and its reason."""
+def judge(rounded: int, kept: int, timed: Sequence[timing.Timed]) -> tuple[str, str]:
+    """The verdict and its reason, of so many layers in int8 and tensors kept float."""
+    if not rounded:
+        return "keep float", "No layer of this network can run in int8: dense layers stay float."
     ratio = timed[1].images_per_s / timed[0].images_per_s
     if ratio < FASTER:
         return "keep float", f"int8 has {ratio:.2f} x the throughput of float on this machine: not worth its rounding."

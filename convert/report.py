@@ -38,6 +38,7 @@ def describe(options: Options, origin: dict[str, str], contract: Contract, found
             "calibration_sha256": photos.fingerprint(found.calibration),
             "tuning": len(found.tuning),
             "evaluation": len(found.evaluation),
+            "copies_left_out": found.copies,
         },
         "tools": {"python": platform.python_version()} | {name: version_of(name) for name in TOOLS},
     }

@@ -19,7 +19,7 @@ from service.cpu import cores
 from service.image import Contract, Limits, decode
 from service.model import Engine
 
-CALLS = 1000  # enough of one measurement, however short they are
+CALLS = 100_000  # of one measurement, however short they are; their times are kept
 NEAR_BEST = 0.9  # of the best throughput: among such plans the smallest batch wins, then the lowest latency
 LARGER = 2  # times the model's input: width and height of the photos that a plan is measured with
 ROUNDS = 3

@@ -95,6 +95,14 @@ def nested(keras: Any, **_: Any) -> Any:
     return keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Rescaling(2.0, -1.0), *layers, head])
 
 
+def volumes(keras: Any, **_: Any) -> Any:
+    """No layer that int8 kernels take: a convolution over slices of the picture, and a dense head."""
+    entry, layers = keras.Input((SIZE, SIZE, 3)), keras.layers
+    x = layers.Conv3D(8, 3, activation="relu")(layers.Reshape((4, SIZE // 4, SIZE, 3))(entry))
+    x = layers.GlobalAveragePooling3D()(x)
+    return keras.Model(entry, layers.Dense(len(CLASSES), activation="softmax", name="head")(x))
+
+
 def operators(keras: Any, **options: Any) -> Any:
     """Pixels brought to -1 to 1 by operators, as `preprocess_input` does it: Keras 2 stores calls of TensorFlow."""
     entry = keras.Input((SIZE, SIZE, 3))

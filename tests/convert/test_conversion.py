@@ -177,6 +177,15 @@ def test_a_network_that_gains_nothing_is_packaged_in_float_and_serves(
 
 
 @pytest.mark.usefixtures("always_int8")
+def test_a_network_without_a_layer_for_int8_kernels_stays_float_whatever_the_clock_says(
+    keras: Any, convert: Convert, tmp_path: Path
+) -> None:
+    outcome = convert(save_keras(sources.trained(keras, sources.volumes), tmp_path))
+    assert (outcome.status, outcome.report["verdict"]) == (0, "keep float")
+    assert outcome.report["reason"].startswith("No layer of this network can run in int8")
+
+
+@pytest.mark.usefixtures("always_int8")
 def test_the_service_opens_the_package_and_reproduces_its_golden_set(saved: Path, convert: Convert) -> None:
     outcome = convert(saved)
     served = open_repository(Settings(models_dir=str(outcome.package.parents[1]))).find("small")

@@ -1,5 +1,6 @@
 """Options that do not fit labelled photos."""
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,29 @@ def test_photos_without_labels_tell_a_range_in_which_all_get_the_same_answer(giv
         check(source, found, contract, given, Progress())
 
 
+@pytest.mark.parametrize("order", [p for p in permutations(range(4)) if all(k != p[k] for k in range(4))], ids=str)
+def test_names_in_another_order_are_no_other_range_though_one_fits_some_by_chance(
+    order: tuple[int, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(sources.CLASSES[place] for place in order))
+    found = find(sources.write_splits(tmp_path / "photos"), tmp_path / "names.txt", 4, 1000)
+
+    def call(images: np.ndarray) -> np.ndarray:
+        """The right class of pixels to 255; of others half of the classes get another."""
+        right = by_colour(images)
+        return np.eye(4, dtype=np.float32)[right if images.max() > 1 else np.array([1, 2, 2, 3])[right]]
+
+    source = Source(Path("x.keras"), "keras", "", sources.SIZE, sources.SIZE, 4, call, None)
+    with pytest.raises(ConvertError, match="give --labels in the order"):
+        check(source, found, Contract(sources.SIZE, sources.SIZE), "0,255", Progress())
+
+
+def by_colour(images: np.ndarray) -> np.ndarray:
+    """Brightness and red against blue are all that the classes differ in."""
+    red, _, blue = images.mean((1, 2)).T
+    return 2 * ((red + blue) / 2 > red.max() / 2 + blue.min() / 4) + (red > blue)
+
+
 @pytest.mark.parametrize("is_blind", [True, False])
 def test_a_source_no_better_than_chance_is_told(
     is_blind: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -82,10 +106,7 @@ def test_a_source_no_better_than_chance_is_told(
     found = find(sources.write_splits(tmp_path), None, 4, 1000)
 
     def call(images: np.ndarray) -> np.ndarray:
-        """Brightness and red against blue are all that the classes differ in."""
-        red, _, blue = images.mean((1, 2)).T
-        light, warm = (red + blue) / 2 > red.max() / 2 + blue.min() / 4, red > blue
-        return np.eye(4, dtype=np.float32)[np.zeros(len(images), int) if is_blind else 2 * light + warm]
+        return np.eye(4, dtype=np.float32)[np.zeros(len(images), int) if is_blind else by_colour(images)]
 
     source = Source(Path("x.keras"), "keras", "", sources.SIZE, sources.SIZE, 4, call, None)
     check(source, found, Contract(sources.SIZE, sources.SIZE), "0,255", Progress())

@@ -129,13 +129,42 @@ def test_copies_of_evaluation_photos_are_never_calibrated_or_tuned_on(tmp_path: 
     found = find(images, None, CLASSES, 1000)
     assert [len(part) for part in parts(found)] == [48, 32, 40]
     assert "renamed.png" not in {path.name for part in parts(found) for path in part}
+    assert str(found).endswith("; 2 copies of evaluation photos left out")
+
+
+def test_a_split_that_only_holds_copies_of_another_is_said_to(tmp_path: Path) -> None:
+    images = sources.write_splits(tmp_path)
+    shutil.rmtree(images / "validation")
+    shutil.copytree(images / "evaluation", images / "validation")
+    with pytest.raises(ConvertError, match="0 photos for validation beside 40 copies of evaluation photos, which do"):
+        find(images, None, CLASSES, 1000)
+
+
+def test_a_split_without_class_folders_beside_others_with_them_is_named(tmp_path: Path) -> None:
+    images = sources.write_splits(tmp_path)
+    for path in list((images / "evaluation").rglob("*.png")):
+        path.rename(images / "evaluation" / f"{path.parent.name} {path.name}")
+    for folder in sources.CLASSES:
+        (images / "evaluation" / folder).rmdir()
+    with pytest.raises(ConvertError, match=r"evaluation has no class folder, .*: sort its photos into dark blue"):
+        find(images, None, CLASSES, 1000)
+
+
+def test_hidden_files_and_folders_hold_no_photos(tmp_path: Path) -> None:
+    images = sources.write_splits(tmp_path)
+    hidden = images / "evaluation" / "dark red" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    photo = next(images.glob("training/dark red/*.png"))
+    shutil.copy(photo, hidden / "x.png")
+    shutil.copy(photo, hidden.parent / "._x.png")
+    assert len(find(images, None, CLASSES, 1000).evaluation) == 40
 
 
 def test_a_labels_file_orders_the_classes(unsplit: Path, tmp_path: Path) -> None:
     order = ["light red", "dark blue", "dark red", "light blue"]
-    (tmp_path / "labels.json").write_text(json.dumps(order))
+    (tmp_path / "labels.JSON").write_text(json.dumps(order))
     (tmp_path / "labels.txt").write_text("\ufeff" + "\r\n".join(order) + "\n\n", encoding="utf-8")
-    for name in ("labels.json", "labels.txt"):
+    for name in ("labels.JSON", "labels.txt"):
         found = find(unsplit, tmp_path / name, CLASSES, 100)
         assert found.labels == tuple(order)
         assert {photo.path.parent.name for photo in found.evaluation if photo.label == 0} == {"light red"}

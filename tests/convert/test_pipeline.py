@@ -27,17 +27,18 @@ def timed(*rates: float) -> list[Timed]:
 
 
 @pytest.mark.parametrize(
-    ("kept", "rates", "verdict", "reason"),
+    ("rounded", "kept", "rates", "verdict", "reason"),
     [
-        (0, (100, 210), "int8", "2.10 x the throughput of float inside the gate."),
-        (1, (100, 210), "mixed", "with 1 tensor kept float where rounding cost most."),
-        (2, (100, 210), "mixed", "with 2 tensors kept float"),
-        (0, (100, 104), "keep float", "int8 has 1.04 x the throughput of float on this machine"),
-        (1, (100, 90), "keep float", "0.90 x"),
+        (9, 0, (100, 210), "int8", "2.10 x the throughput of float inside the gate."),
+        (9, 1, (100, 210), "mixed", "with 1 tensor kept float where rounding cost most."),
+        (9, 2, (100, 210), "mixed", "with 2 tensors kept float"),
+        (9, 0, (100, 104), "keep float", "int8 has 1.04 x the throughput of float on this machine"),
+        (9, 1, (100, 90), "keep float", "0.90 x"),
+        (0, 0, (100, 210), "keep float", "No layer of this network can run in int8"),
     ],
 )
-def test_verdicts(kept: int, rates: tuple[float, float], verdict: str, reason: str) -> None:
-    found = judge(kept, timed(*rates))
+def test_verdicts(rounded: int, kept: int, rates: tuple[float, float], verdict: str, reason: str) -> None:
+    found = judge(rounded, kept, timed(*rates))
     assert found[0] == verdict
     assert reason in found[1]
 
