@@ -16,6 +16,7 @@ from perf.run import FULL, STACKS
 from perf.scaler import above_zero
 
 HERE = Path(__file__).parent
+LEAST_CPUS = 0.01
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, StackError, EngineError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+
+
+def cpu_limit(text: str) -> float:
+    """Cores of a replica."""
+    if (cores := above_zero(text)) < LEAST_CPUS:
+        raise argparse.ArgumentTypeError(f"{text} is under {LEAST_CPUS:g}, the least that Docker gives")
+    return cores
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +107,7 @@ def _stack(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--replicas", type=_count, default=REPLICAS, help="of the balanced stack (%(default)s)")
     command.add_argument("--max-replicas", type=_count, default=MAX_REPLICAS, help="of the scaled stack (%(default)s)")
-    command.add_argument("--cpus", type=above_zero, help="CPU limit of a replica, cores (what fits the machine)")
+    command.add_argument("--cpus", type=cpu_limit, help="CPU limit of a replica, cores (what fits the machine)")
     command.add_argument("--memory-mb", type=_count, default=MEMORY_MB, help="memory limit of a replica (%(default)s)")
     command.add_argument(
         "--models-dir", type=Path, default=HERE.parent / "models", help="folder of the packages (models)"
@@ -122,7 +130,7 @@ def _plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--rate", type=above_zero, required=True, help="requests a second")
     plan.add_argument("--max-p99-ms", type=above_zero, default=100.0)
     plan.add_argument("--mix", type=_mix, help="photo=share,...: of the measured photos (all alike)")
-    plan.add_argument("--cpus", type=above_zero, help="CPU limit of a replica, cores (that of the run)")
+    plan.add_argument("--cpus", type=cpu_limit, help="CPU limit of a replica, cores (that of the run)")
     plan.add_argument("--core-hour-price", type=above_zero, default=CORE_HOUR_PRICE)
     plan.set_defaults(command=commands.plan)
 

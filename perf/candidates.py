@@ -11,6 +11,8 @@ from perf.summary import Cell
 
 CORE_HOUR_PRICE = 0.04  # a core for an hour in any currency, if no price is given; it moves no ranking
 SAME_ACCURACY = 0.005  # half a point of top-1: what the conversion's gate lets int8 lose
+SAME = log(1.05)  # of all else: two runs of one thing are that far apart
+LEAST = -log(1e9)  # of any figure
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,16 @@ class Candidate(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """One figure of a candidate, as a number where more is better."""
+    """One figure of a candidate, as a number where more is better; all but accuracy as logarithms: twice is twice."""
 
     name: str
     good: Callable[[Candidate], float]
-    slack: float = 0.0  # differences up to it count as none
+    slack: float = SAME  # differences up to it count as none
 
 
 AXES = (
     Axis("accuracy", lambda c: c.accuracy, slack=SAME_ACCURACY),
-    Axis("rate", lambda c: log(c.rate)),  # logarithms: twice is twice, wherever it starts
+    Axis("rate", lambda c: log(c.rate)),
     Axis("p99", lambda c: -log(c.p99_ms)),
     Axis("memory", lambda c: -log(c.memory_mb)),
     Axis("cost", lambda c: -log(c.cost)),
@@ -110,23 +112,28 @@ def refusal(c: Candidate, limits: Constraints) -> str:
 
 
 def front(candidates: list[Candidate]) -> list[Candidate]:
-    """Those that none of the others here dominates, as they came. Within its slack accuracy is no order (a chain of
+    """Those that none of the others here dominates, as they came. Within their slack figures are no order (a chain of
     half points may dominate link by link): one that is dominated itself dominates nothing."""
     kept: list[Candidate] = []
-    for c in sorted(candidates, key=lambda c: (c.rate / c.memory_mb / c.cost, -c.p99_ms, c.accuracy), reverse=True):
+    for c in sorted(candidates, key=_steps, reverse=True):
         if not dominator(c, kept):
             kept.append(c)
     return [c for c in candidates if c in kept]
 
 
 def dominator(c: Candidate, candidates: list[Candidate]) -> Candidate | None:
-    """The cheapest candidate that is at least as good on every axis and better on one."""
+    """The cheapest candidate that is at least as good on every axis, better on one and in sum."""
     better = [o for o in candidates if _at_least(o, c) and any(a.good(o) > a.good(c) + a.slack for a in AXES)]
-    return min(better, key=lambda o: (o.cost, o.name), default=None)
+    return min((o for o in better if _steps(o) > _steps(c)), key=lambda o: (o.cost, o.name), default=None)
 
 
 def _at_least(a: Candidate, b: Candidate) -> bool:
     return all(axis.good(a) >= axis.good(b) - axis.slack for axis in AXES)
+
+
+def _steps(c: Candidate) -> float:
+    """How good in all, in steps of what counts as equal; a p99 without limit is a bad one here."""
+    return sum(max(axis.good(c), LEAST) / axis.slack for axis in AXES)
 
 
 class Limit(NamedTuple):

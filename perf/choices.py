@@ -69,7 +69,7 @@ def _fastest(open_: list[Candidate]) -> Choice:
         change.append(f"{rival.name} would win if it gave {_at_least(rival.rate)}/s")
     if rest and rest[0].rate_high > best.rate_low:
         change.append(f"its 95 % interval and that of {rest[0].name} overlap: another run may swap them")
-    if cheaper := [c for c in rest if c.cost < best.cost]:
+    if cheaper := [c for c in rest if c.cost < best.cost and c.rate < best.rate]:
         c = min(cheaper, key=lambda o: o.cost)
         change.append(f"if {c.rate:.0f}/s is enough, {c.name} costs {1 - c.cost / best.cost:.0%} less an answer")
     return Choice("highest throughput", best, reasons, change)

@@ -166,7 +166,10 @@ def photo_folder(given: Path | None) -> Path:
 def prepare(folder: Path) -> None:
     """An empty folder for the results; raises ValueError where it holds something else than older results."""
     folder.mkdir(parents=True, exist_ok=True)
-    if strange := sorted(p.name for p in folder.iterdir() if p.name not in (*WRITTEN, "plots")):
+    there = {p.name for p in folder.iterdir()}
+    is_run = not there.isdisjoint({results.RESULTS, results.PARTIAL})  # alone, a folder of plots may be anybody's
+    ours = {*WRITTEN, "plots"} if is_run else {*WRITTEN}
+    if strange := sorted(there - ours):
         raise ValueError(f"{folder} holds other files ({', '.join(strange[:3])}): name an empty folder with --out")
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)

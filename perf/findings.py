@@ -30,7 +30,7 @@ CAPTIONS = {
     ),
     "pareto": (
         "Named: nothing measured is at least as good in accuracy (within half a point), rate, p99, memory and cost "
-        "and better in one. Pale: dominated"
+        "(within 5 %) and better in one. Pale: dominated"
     ),
 }
 

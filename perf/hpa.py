@@ -81,13 +81,14 @@ def decide(hpa: Hpa, history: History, now: float, seen: Observed) -> tuple[int,
     silent = max(100.0, hpa.target) if hpa.metric == "cpu" else hpa.target
     raw = recommend(seen, hpa.target, hpa.tolerance, silent)
     bounded = min(max(raw, hpa.min_replicas), hpa.max_replicas)
-    stable = stabilise(hpa, history.recommended, now, seen.current, bounded)
+    recommended = history.recommended or ((now, seen.current),)  # as Kubernetes: the windows hold from the start
+    stable = stabilise(hpa, recommended, now, seen.current, bounded)
     wanted = limit(hpa, history.changed, now, seen.current, stable)
     window = max(hpa.up.window_s, hpa.down.window_s)
     period = max((policy.period_s for rules in (hpa.up, hpa.down) for policy in rules.policies), default=0)
     change = ((now, wanted - seen.current),) if wanted != seen.current else ()
     return wanted, History(
-        (*_since(history.recommended, now - window), (now, bounded)),
+        (*_since(recommended, now - window), (now, bounded)),
         (*_since(history.changed, now - period), *change),
     )
 

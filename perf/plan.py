@@ -113,6 +113,7 @@ def demands(one: Service, n: int, mix: dict[str, float] | None, rng: np.random.G
     photo_s = np.array([one.photos[name] for name in names])[which]
     middle = np.array([0.0, *SPREAD, 100.0])
     values = np.array([one.spread[0], *one.spread, one.spread[-1]])
+    values *= 100 / np.trapezoid(values, middle)  # what lies beyond the outer quantiles is work, too
     drawn: Floats = photo_s * np.interp(rng.uniform(0, 100, n), middle, values)
     return drawn
 
@@ -143,6 +144,8 @@ def need(
     if 1000 * (float(np.percentile(work, 99)) + one.fixed_s) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
     first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * replicas(1, cpus).cores)))
+    if first > MOST_REPLICAS:
+        return None
     most = min(MOST_REPLICAS, first * 8 + 8)
 
     @cache

@@ -1,6 +1,7 @@
 """What is chosen from: rates, accuracy against what it costs, the Pareto front."""
 
 from collections.abc import Callable
+from math import ceil, floor, log10
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -100,7 +101,10 @@ def draw_trade_offs(chart: Chart, cells: list[Cell], colours: dict[str, str], na
         axes.set(xscale="log", xlabel=label)
         axes.margins(x=0.14, y=0.16)
         low, high = axes.get_xlim()
-        log_ticks(axes.xaxis, (1, 2, 5) if high < 50 * low else (1,))  # more would run together
+        decades = floor(log10(high)) - ceil(log10(low)) + 1
+        log_ticks(
+            axes.xaxis, (1, 2, 5) if high < 50 * low else (1, 3) if decades < 2 else (1,)
+        )  # more would run together
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f} %"))
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel("top-1 accuracy")

@@ -73,15 +73,16 @@ class Pool:
     def _limited(self, replica: int, now: float, left: float) -> float:
         """When `left` seconds of running are over, with pauses where a period's quota is used up."""
         period, used = self.used[replica]
-        while left > 1e-12:
-            if (current := int(now / PERIOD_S + 1e-9)) != period:
-                period, used = current, 0.0
-            run = min(left, self.quota * PERIOD_S - used, (period + 1) * PERIOD_S - now)
-            now, left, used = now + run, left - run, used + run
-            if left > 1e-12:
-                now = (period + 1) * PERIOD_S
-        self.used[replica] = (period, used)
-        return now
+        if (current := int(now / PERIOD_S + 1e-9)) > period:
+            period, used = current, 0.0
+        quota_s = self.quota * PERIOD_S
+        room = max(0.0, min(quota_s - used, (period + 1) * PERIOD_S - now))
+        if left <= room + 1e-12:
+            self.used[replica] = (period, used + left)
+            return now + left
+        whole, rest = divmod(left - room, quota_s)  # periods from the next one on
+        self.used[replica] = (period + 1 + int(whole), rest)
+        return (period + 1 + int(whole)) * PERIOD_S + rest
 
     def _count(self, replica: int, by: int) -> None:
         self.waiting[replica] += by

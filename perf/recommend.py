@@ -52,17 +52,22 @@ def _choose(candidates: list[Candidate], limits: Constraints) -> list[Choice]:
 
 
 def _loosened(choice: Choice, candidates: list[Candidate], limits: Constraints) -> Choice:
-    """The choice, with what would win instead if one of the given limits were looser, or else all: and how much."""
+    """The choice, with what would win instead if one of the given limits were looser, or else all: with the least that
+    changes anything, and without any."""
 
     def winner(looser: dict[str, float]) -> Candidate:
         chosen = _choose(candidates, replace(limits, **looser))
         return next(c.candidate for c in chosen if c.priority == choice.priority)
 
     def instead(names: list[str]) -> list[str]:
-        other = winner({name: LIMITS[name].loosest for name in names})
-        least = _needed(other, limits, names)
-        is_true = other != choice.candidate and winner(least) == other
-        return [f"{other.name} would win with {_options(least)}"] if is_true else []
+        every = winner({name: LIMITS[name].loosest for name in names})
+        able = sorted(_able(candidates, limits, names), key=lambda one: _distance(one[1], limits))
+        first = next((c for c, least in able if least and winner(least) == c), every)
+        return [
+            f"{c.name} would win with {_options(least)}"
+            for c in dict.fromkeys((first, every))
+            if c != choice.candidate and winner(least := _needed(c, limits, names)) == c
+        ]
 
     given = _given(limits)
     found = [text for name in given for text in instead([name])] or instead(given)
@@ -71,12 +76,19 @@ def _loosened(choice: Choice, candidates: list[Candidate], limits: Constraints) 
 
 def _closest(candidates: list[Candidate], limits: Constraints) -> str:
     """What misses the fewest limits, and the limits that it would meet."""
-    able = [(c, _needed(c, limits, _given(limits))) for c in candidates if c.p99_ms < inf]
-    found = [(c, least) for c, least in able if not refusal(c, replace(limits, **least))]
+    found = _able(candidates, limits, _given(limits))
     if not found:
         return ""
     c, least = min(found, key=lambda one: (len(one[1]), _distance(one[1], limits), one[0].cost))
     return f"{c.name} would with {_options(least)}"
+
+
+def _able(
+    candidates: list[Candidate], limits: Constraints, names: list[str]
+) -> list[tuple[Candidate, dict[str, float]]]:
+    """Those that meet every limit with these as loose as they need them."""
+    able = [(c, _needed(c, limits, names)) for c in candidates if c.p99_ms < inf]
+    return [(c, least) for c, least in able if not refusal(c, replace(limits, **least))]
 
 
 def _given(limits: Constraints) -> list[str]:

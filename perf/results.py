@@ -29,7 +29,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     try:
         data = json.loads((folder / RESULTS).read_text())
         run, cells = data["run"], _cells(data, folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = run["options"]["cpus"] + run["machine"]["cores"], run["models"].items()  # what every table needs
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds no results of a run ({error}): make one with perf/run.sh --out {folder}"
         ) from error

@@ -83,7 +83,10 @@ class Meter:
         now, before = self.clock(), self.before
         span = (now - self.at) * self.cpus / 100
         self.at, self.before = now, used
-        return [(used[name] - before[name]) / span for name in used if name in before]
+        going_on = [
+            name for name in used if used[name] >= before.get(name, math.inf)
+        ]  # others have just begun, or again
+        return [(used[name] - before[name]) / span for name in going_on]
 
 
 def rule(metric: str, low: int, high: int, faster: float) -> tuple[Hpa, float]:

@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from perf.intervals import Interval, proportion
-from perf.plan import CLOSE, Check, Need
+from perf.plan import CLOSE, MOST_REPLICAS, Check, Need
 from perf.recommend import Recommendation
 from perf.study import MODELS, STACKS
 from perf.summary import Cell, yardstick_of
@@ -185,11 +185,11 @@ def needs(rate: float, max_p99_ms: float, price: float, rows: list[tuple[str, Ne
             number(n.price_million, 2),
         ]
         if n
-        else [name, f"no number answers within {max_p99_ms:g} ms", *[NONE] * 6]
+        else [name, f"none up to {MOST_REPLICAS:,} answers within {max_p99_ms:g} ms", *[NONE] * 6]
         for name, n in rows
     ]
     return Table(
-        f"{rate:,.0f} requests/s with p99 within {max_p99_ms:g} ms",
+        f"{format(rate, ',.0f' if rate >= 10 else 'g')} requests/s with p99 within {max_p99_ms:g} ms",
         header,
         cells,
         f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy. The "
@@ -202,7 +202,10 @@ def left_out(chosen: Recommendation) -> Table:
     rows = [[name, "invalid", why] for name, why in chosen.invalid]
     rows += [[name, "lacks a figure", why] for name, why in chosen.unknown]
     rows += [[name, "misses a constraint", why] for name, why in chosen.refused]
-    rows += [[c.name, "dominated", f"{by.name} is at least as good in every figure"] for c, by in chosen.dominated]
+    rows += [
+        [c.name, "dominated", f"{by.name} is as good in every figure, to half a point and 5 %"]
+        for c, by in chosen.dominated
+    ]
     return Table("Not recommended", ["Deployment", "", "Why"], rows)
 
 

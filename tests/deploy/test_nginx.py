@@ -226,9 +226,10 @@ def test_the_access_log_names_the_replica_and_the_times(balanced: Balanced) -> N
     assert re.search(r"answer=0\.\d+ total=0\.\d+ id=[0-9a-f]{32}", line)
 
 
-def test_metrics_of_whichever_replica_are_not_answered(balanced: Balanced) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/metrics//", "/metrics%2f"])
+def test_metrics_of_whichever_replica_are_not_answered(balanced: Balanced, path: str) -> None:
     client, _ = balanced(200)
-    client.connection.request("GET", "/metrics")
+    client.connection.request("GET", path)
     answer = client.connection.getresponse()
     assert (answer.status, json.loads(answer.read())["code"]) == (404, "not_found")
 
@@ -242,16 +243,34 @@ def test_a_malformed_request_gets_a_problem_document(balanced: Balanced) -> None
     assert json.loads(answer.read())["code"] == "bad_request"
 
 
-@pytest.mark.parametrize("line", ["GET /%", "GET /../x", f"GET /{'x' * 9000}", f"GET / HTTP/1.1\r\nx: {'y' * 9000}"])
-def test_a_request_without_a_readable_address_gets_one_too(balanced: Balanced, line: str) -> None:
+LONG = "y" * 70_000
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        ("GET /%", 400, "bad_request"),
+        ("GET /../x", 400, "bad_request"),
+        (f"GET /{LONG}", 431, "headers_too_large"),
+        (f"GET / HTTP/1.1\r\nx: {LONG}", 431, "headers_too_large"),
+    ],
+    ids=["percent", "above the root", "long address", "long header"],
+)
+def test_a_request_that_cannot_be_read_gets_one_too(balanced: Balanced, line: str, status: int, code: str) -> None:
     client, _ = balanced(200)
     with socket.create_connection((client.connection.host, client.connection.port), timeout=5) as connection:
         head = line if "HTTP" in line else f"{line} HTTP/1.1"
         connection.sendall(f"{head}\r\nHost: x\r\n\r\n".encode())
         answer = connection.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
     assert b"Content-Type: application/problem+json" in answer
-    assert b'"code":"bad_request"' in answer
+    assert f'"code":"{code}"'.encode() in answer
+
+
+def test_headers_that_the_service_takes_pass(balanced: Balanced) -> None:
+    client, replicas = balanced(200)
+    assert client.post(**{"X-Big": "y" * 60_000})[0] == 200
+    assert seen(replicas) == 1
 
 
 def test_a_body_that_finds_no_room_is_shed_as_the_service_sheds_it(balanced: Balanced) -> None:

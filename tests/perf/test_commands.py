@@ -1,4 +1,5 @@
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from perf import compose, facts, results, stacks
 from perf.__main__ import main, parser
 from perf.commands import Progress, prepare, run_options, times
 from perf.run import FULL, QUICK
+from perf.samples import RESOURCES, SAMPLES
 
 
 def options(models_dir: Path, photos_dir: Path, *given: str) -> Any:
@@ -86,11 +88,12 @@ def test_an_option_out_of_range_is_refused(given: list[str]) -> None:
         parser().parse_args(["run", *given])
 
 
+@pytest.mark.parametrize("file", ["thesis.txt", "plots/thesis.png"])
 def test_a_folder_with_other_files_is_not_written_to(
-    models_dir: Path, photos_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, models_dir: Path, photos_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    (tmp_path / "out" / file).parent.mkdir(parents=True)
+    (tmp_path / "out" / file).write_text("years of work")
     given = [
         "--models-dir",
         str(models_dir),
@@ -102,8 +105,8 @@ def test_a_folder_with_other_files_is_not_written_to(
         str(tmp_path / "out"),
     ]
     assert main(["run", *given]) == 2
-    assert "holds other files (thesis.txt)" in capsys.readouterr().err
-    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+    assert f"holds other files ({Path(file).parts[0]})" in capsys.readouterr().err
+    assert (tmp_path / "out" / file).read_text() == "years of work"
 
 
 def test_what_a_killed_run_was_writing_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -255,6 +258,29 @@ def test_a_plan_for_a_photo_that_was_not_measured_is_refused(
 def test_two_runs_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(finished), str(finished)]) == 0
     assert "no difference shown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["report", "plan", "compare"])
+@pytest.mark.parametrize("damage", ["options", "machine", "models", "cpus", "latency"])
+def test_damaged_results_are_refused_in_one_line(
+    command: str, damage: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.save(finished, *results.read(finished))
+    for kept in (SAMPLES, RESOURCES):
+        (finished / kept).unlink()
+    data = json.loads((finished / results.RESULTS).read_text())
+    if damage == "latency":
+        data["cells"][0]["latency"] = []
+    elif damage == "cpus":
+        data["run"]["options"]["cpus"] = "half"
+    else:
+        del data["run"][damage]
+    (finished / results.RESULTS).write_text(json.dumps(data))
+    more = {"report": [], "plan": ["--rate", "5"], "compare": [str(finished)]}[command]
+    assert main([command, str(finished), *more]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "holds no results of a run" in error
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

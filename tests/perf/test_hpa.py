@@ -117,6 +117,13 @@ def test_scaling_up_waits_for_the_lowest_recommendation_of_its_window() -> None:
     assert stabilise(hpa, ((0.0, 2), (30.0, 4)), 100, 2, 8) == 8
 
 
+def test_the_window_of_scaling_down_holds_from_the_first_decision_on() -> None:
+    wanted, history = decide(HPA, History(), 0.0, Observed(3, [0.0] * 3))
+    assert wanted == 3
+    assert decide(HPA, history, 299.0, Observed(3, [0.0] * 3))[0] == 3
+    assert decide(HPA, history, 301.0, Observed(3, [0.0] * 3))[0] < 3
+
+
 def test_a_dip_shorter_than_the_window_moves_nothing() -> None:
     history, replicas, seen = History(), 4, []
     for tick in range(30):  # 15 s a tick: idle for five minutes less one tick, then busy again

@@ -35,6 +35,17 @@ def test_a_plan_has_room_for_the_work_and_no_replica_too_many() -> None:
     assert made.price_million == pytest.approx(made.price_hour / 3.6)
 
 
+def test_more_replicas_than_are_simulated_are_none_and_a_lonely_request_has_its_own() -> None:
+    assert planned(rate=1e9) is None
+    assert planned(rate=1e-300, cpus=0.5).replicas == 1
+
+
+def test_the_work_drawn_is_in_all_that_which_was_measured() -> None:
+    spread = [0.5 + (p / 100) ** 4 for p in SPREAD]  # a long tail, cut at the outer quantiles
+    work = demands(replace(ONE, spread=spread), 200_000, None, np.random.default_rng(0))
+    assert work.mean() == pytest.approx(ONE.demand_s, rel=0.01)
+
+
 def test_a_tighter_limit_needs_more() -> None:
     assert planned(max_p99_ms=34).replicas > planned(max_p99_ms=200).replicas
 

@@ -34,6 +34,13 @@ def test_a_limit_under_a_core_pauses_when_the_periods_quota_is_used_up() -> None
     assert closed_loop(4, np.full(2000, 0.01), 0.0, half).rate == pytest.approx(50, rel=0.02)
 
 
+@pytest.mark.parametrize("now", [1e7, 1e16, 1e300])
+def test_a_limit_pauses_however_late_it_is(now: float) -> None:
+    made = open_loop(np.array([0.0, now]), np.array([0.120, 0.120]), 0.0, Replicas(1, 1, quota=0.5))
+    assert made.latency_s[0] == pytest.approx(0.220)
+    assert 0 <= made.latency_s[1] <= max(0.221, now * 1e-15)
+
+
 def test_a_closed_loop_keeps_every_slot_busy_and_shares_the_wait() -> None:
     made = closed_loop(10, np.full(5000, 0.01), 0.0, Replicas(2, 1, 1.0))
     assert made.rate == pytest.approx(200, rel=0.01)

@@ -258,6 +258,32 @@ def test_each_limit_says_what_would_win_were_it_looser(limits: dict[str, float],
     assert not any("--" in text for c in chosen().choices for text in c.change)
 
 
+def test_the_least_that_changes_a_choice_is_named_and_what_would_win_without_the_limit() -> None:
+    fast = cell("scaled", "small", accuracy=0.58, rate=280, p99=32, memory=300, replicas=3)
+    made = chosen([*CELLS, fast], max_memory_mb=150)
+    (choice,) = [c for c in made.choices if c.priority == "highest throughput"]
+    assert [text for text in choice.change if "--" in text] == [
+        "small on balanced would win with --max-memory-mb 200",
+        "small on scaled would win with --max-memory-mb 300",
+    ]
+
+
+def test_what_no_run_tells_apart_is_no_step_of_the_balance_and_of_the_front() -> None:
+    """Two per cent of rate and cost are noise; eight points of accuracy are not."""
+    poor = cell("single", "poor", accuracy=0.50, rate=102, p99=40, memory=90)
+    made = chosen([SMALL, poor])
+    assert by_priority(made)["balance"] == "small on single"
+    assert [c.model for c in made.front] == ["small"]
+    assert [c.model for c, _ in made.dominated] == ["poor"]
+
+
+def test_nothing_cheaper_that_is_faster_is_called_enough() -> None:
+    poor = cell("single", "poor", accuracy=0.50, rate=102, p99=40, memory=90)
+    (choice,) = [c for c in chosen([SMALL, poor]).choices if c.priority == "highest throughput"]
+    assert choice.candidate.model == "small"
+    assert not any("is enough" in text for text in choice.change)
+
+
 def test_limits_that_only_together_keep_something_out_are_named_together() -> None:
     limits = {"min_accuracy": 0.5, "max_p99_ms": 29, "max_memory_mb": 100}
     tiny = cell("single", "tiny", accuracy=0.5, rate=20, p99=20, memory=50)

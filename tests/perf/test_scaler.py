@@ -85,6 +85,15 @@ def test_a_replica_seen_for_the_first_time_has_no_figure_yet(cluster: Cluster) -
     assert cluster.asks == []
 
 
+def test_a_replica_that_has_begun_again_has_no_figure_yet(cluster: Cluster) -> None:
+    meter = Meter(cluster, "cpu", 0.5, clock=lambda: cluster.now)
+    for used in ({"a": 0.0, "b": 7.0}, {"a": 0.4, "b": 0.1}):  # b: another process under the same name
+        cluster.now += 1
+        cluster.cpu_seconds = lambda used=used: used  # type: ignore[method-assign]
+        seen = meter.read()
+    assert seen.values == pytest.approx([80])
+
+
 def test_replicas_follow_images_that_wait(cluster: Cluster) -> None:
     cluster.queue = 9.0
     run(cluster, 1, Hpa("sous_queue_images", 4, 1, 5).faster(1e6))
