@@ -101,10 +101,8 @@ def draw_trade_offs(chart: Chart, cells: list[Cell], colours: dict[str, str], na
         axes.set(xscale="log", xlabel=label)
         axes.margins(x=0.14, y=0.16)
         low, high = axes.get_xlim()
-        decades = floor(log10(high)) - ceil(log10(low)) + 1
-        log_ticks(
-            axes.xaxis, (1, 2, 5) if high < 50 * low else (1, 3) if decades < 2 else (1,)
-        )  # more would run together
+        few = (1,) if floor(log10(high)) > ceil(log10(low)) else (1, 3)  # more would run together
+        log_ticks(axes.xaxis, (1, 2, 5) if high < 50 * low else few)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f} %"))
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel("top-1 accuracy")
