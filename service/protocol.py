@@ -124,7 +124,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         self._head, self._over = b"", True
-        behind = self._between or self._open  # a request whose answer may still be due
+        behind = self._between or self._open or self.pipeline  # a request whose answer may still be due
         if behind and self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # closed after it: this one would pass for that
             return
