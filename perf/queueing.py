@@ -8,6 +8,7 @@ between machines, and slots that wait for each other.
 
 import heapq
 from collections.abc import Callable
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -80,9 +81,10 @@ class Pool:
         if left <= room + 1e-12:
             self.used[replica] = (period, used + left)
             return now + left
-        whole, rest = divmod(left - room, quota_s)  # periods from the next one on
-        self.used[replica] = (period + 1 + int(whole), rest)
-        return (period + 1 + int(whole)) * PERIOD_S + rest
+        whole = ceil((left - room) / quota_s - 1e-9) - 1  # periods from the next one on, used up
+        period, used = period + 1 + whole, left - room - whole * quota_s
+        self.used[replica] = (period, used)
+        return period * PERIOD_S + used
 
     def _count(self, replica: int, by: int) -> None:
         self.waiting[replica] += by

@@ -34,7 +34,7 @@ def read_size(kind: str, data: bytes) -> tuple[int, int]:
 
 
 def weight(kind: str, data: bytes) -> int:
-    """Memory of a pixel by that of others: Pillow decodes those in at most 8 bytes, WebP in 16, four colours in several
+    """Memory of a pixel by that of others: Pillow decodes them in at most 10 bytes, WebP in 16, four colours in several
     scans in 12."""
     if kind == "JPEG":
         header = jpeg.read_header(data)

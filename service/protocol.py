@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
 
@@ -41,11 +42,10 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)  # which tells the newest request only
-        if self._running is not None and not self._running.response_complete:
+        if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
-        if self._unread is not None:
-            self._unread.cancel()
+        self.resume_writing()
 
     def pause_writing(self) -> None:
         self._unread = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
@@ -79,7 +79,7 @@ class Protocol(HttpToolsProtocol):
             if self._open:
                 self._refuse_head()
             else:
-                self.transport.close()
+                self._refuse(400, "bad_request", "What follows a body is too large.")
 
     def _unset_keepalive_if_required(self) -> None:  # bytes do not end it: a whole head does
         if self.transport.is_closing():
@@ -94,13 +94,15 @@ class Protocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._open, self._silent = False, 0
+        self._silent = 0
         if len(self.pipeline) >= MAX_PIPELINED:
             self.cycle.keep_alive, self._over = False, True  # closed after the answers due
         if not self._over:
             super()._unset_keepalive_if_required()
             super().on_headers_complete()
-            self.flow.resume_reading()  # for the end of the connection; on_body pauses where a body waits
+            if sum(len(cycle.body) for cycle, _ in self.pipeline) <= HIGH_WATER_LIMIT:
+                self.flow.resume_reading()  # or the end of the connection would not be seen
+        self._open = False  # not before: the address may be bad
 
     def on_body(self, body: bytes) -> None:
         self._silent = 0
@@ -124,7 +126,11 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         self._head, self._over = b"", True
-        behind = self._between or self._open or self.pipeline  # a request whose answer may still be due
+        behind = self._between or self._open  # a request whose answer may still be due
+        if not behind and self.pipeline:  # its own turn will not come
+            self.pipeline.popleft()
+            behind = True
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]  # one runs
         if behind and self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # closed after it: this one would pass for that
             return

@@ -34,6 +34,11 @@ def test_a_limit_under_a_core_pauses_when_the_periods_quota_is_used_up() -> None
     assert closed_loop(4, np.full(2000, 0.01), 0.0, half).rate == pytest.approx(50, rel=0.02)
 
 
+def test_work_that_ends_with_a_quota_ends_in_its_period() -> None:
+    made = open_loop(np.array([0.0]), np.array([0.100]), 0.0, Replicas(1, 1, quota=0.5))
+    assert made.latency_s == pytest.approx([0.150])
+
+
 @pytest.mark.parametrize("now", [1e7, 1e16, 1e300])
 def test_a_limit_pauses_however_late_it_is(now: float) -> None:
     made = open_loop(np.array([0.0, now]), np.array([0.120, 0.120]), 0.0, Replicas(1, 1, quota=0.5))

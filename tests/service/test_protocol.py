@@ -132,7 +132,21 @@ def test_trailers_are_passed_over_and_are_no_headers(server):
                 assert answer(connection)[0] == status
 
 
-@pytest.mark.parametrize("behind", [b"G" * 70_000, b"\0nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+CHUNKED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"G" * 70_000,
+        b"\0nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
+        CHUNKED + b"no number\r\n",
+        CHUNKED + b"0\r\na: " + b"b" * 300_000,
+    ],
+    ids=["long head", "nonsense", "header", "address", "body", "trailers"],
+)
 def test_what_is_refused_behind_a_request_does_not_pass_for_its_answer(slow, behind):
     photo = jpeg("red")
     with connected(slow) as connection:
@@ -142,6 +156,17 @@ def test_what_is_refused_behind_a_request_does_not_pass_for_its_answer(slow, beh
         status, _, found = answer(connection)
         assert (status, found["predictions"][0]["label"]) == (200, "red")
         assert connection.recv(1) == b""
+
+
+def test_bodies_that_wait_behind_a_request_are_not_all_read(slow):
+    bodies, sent = memoryview(post(jpeg("red") + bytes(60_000)) * 100), 0
+    with connected(slow) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        connection.settimeout(0.3)  # before the first is answered
+        with suppress(TimeoutError):
+            while sent < len(bodies):
+                sent += connection.send(bodies[sent : sent + 65_536])
+    assert sent < 5_000_000  # some in the service, some in the kernel; of 6 million
 
 
 def test_a_client_that_is_gone_is_noticed_though_it_has_sent_another_request(slow):
