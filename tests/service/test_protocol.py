@@ -158,22 +158,6 @@ def test_what_is_refused_behind_a_request_does_not_pass_for_its_answer(slow, beh
         assert connection.recv(1) == b""
 
 
-def test_bodies_that_wait_behind_a_request_are_not_all_read(slow):
-    bodies, sent, gone = memoryview(post(jpeg("red") + bytes(60_000)) * 100), 0, counted(slow, 499)
-    with connected(slow) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
-        connection.settimeout(0.3)  # before the first is answered
-        with suppress(TimeoutError):
-            while sent < len(bodies):
-                sent += connection.send(bodies[sent : sent + 65_536])
-    assert sent < 5_000_000  # some in the service, some in the kernel; of 6 million
-    until(lambda: counted(slow, 499) > gone)  # seen once it reads on
-
-
-def counted(server, status):
-    return server.metric(f'sous_requests_total{{model="colours",status="{status}"')
-
-
 def test_a_client_that_is_gone_is_noticed_though_it_has_sent_another_request(slow):
     before, gone = counted(slow, 200), counted(slow, 499)
     with connected(slow) as connection:
@@ -183,6 +167,21 @@ def test_a_client_that_is_gone_is_noticed_though_it_has_sent_another_request(slo
         time.sleep(0.1)
     until(lambda: counted(slow, 499) == gone + 1)
     assert counted(slow, 200) == before
+
+
+def counted(server, status):
+    return server.metric(f'sous_requests_total{{model="colours",status="{status}"')
+
+
+def test_bodies_that_wait_behind_a_request_are_not_all_read(slow):
+    bodies, sent = memoryview(post(jpeg("red") + bytes(60_000)) * 100), 0
+    with connected(slow) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        connection.settimeout(0.3)  # before the first is answered
+        with suppress(TimeoutError):
+            while sent < len(bodies):
+                sent += connection.send(bodies[sent : sent + 65_536])
+    assert sent < 5_000_000  # some in the service, some in the kernel; of 6 million
 
 
 def test_requests_without_end_are_answered_up_to_a_number_and_take_no_memory(server):
