@@ -1,7 +1,6 @@
 """The command line of a conversion: options, then one call."""
 
 import argparse
-import errno
 import math
 import os
 import re
@@ -13,15 +12,13 @@ from typing import NoReturn
 
 from convert.card import table
 from convert.endings import INTERRUPTED, SIGNALS, catch, fail, interrupted
-from convert.errors import ConvertError
+from convert.errors import FULL, ConvertError
 from convert.options import RANGES, Options
 from convert.photos import LEAST_CALIBRATION
 from convert.pipeline import convert
 from convert.progress import Progress
 from convert.verify import Gate
 from service.model import PackageError
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,6 +4,10 @@ ConvertError            bad input or environment: one line with cause and remedy
 └── GateRefusedError    the quantised model missed a limit: nothing is written, exit status 3
 """
 
+import errno
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says of a disk without room
+
 
 class ConvertError(Exception):
     """Cause and remedy in one line, fit to be shown to the user as it is."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert import card, golden, package, timing, verify
-from convert.command import FULL, Parser, answered, positive
-from convert.errors import ConvertError
+from convert.command import Parser, answered, positive
+from convert.errors import FULL, ConvertError
 from convert.pipeline import REPLAYED, check_portable
 from convert.progress import Progress
 from convert.source import first_line

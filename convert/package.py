@@ -13,7 +13,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from convert.errors import ConvertError
+from convert.endings import undisturbed
+from convert.errors import FULL, ConvertError
 
 FILES = ("model.onnx", "golden.npz")
 
@@ -46,6 +47,23 @@ def taken(target: Path) -> ConvertError:
 
 
 @contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell a full disk by the folder written to: the system names no file where data found no room.
+
+    Raises:
+        ConvertError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ConvertError(
+            f"no space left for {folder}: free some, or name a folder on another disk with --models"
+        ) from error
+
+
+@contextmanager
 def staged(target: Path, *, replace: bool) -> Iterator[Path]:
     """A folder beside the target to write into. Left without an error, it is synced and becomes the target in one
     rename; on an error before that nothing of it stays, and none after it is raised.
@@ -55,14 +73,17 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
     """
     existing = next(parent for parent in target.parents if parent.exists())
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with writing(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield folder
-            for file in (*folder.iterdir(), folder):
-                sync(file)
+            with writing(target.parent):
+                for file in (*folder.iterdir(), folder):
+                    sync(file)
             folder.chmod(0o755)
-            become(folder, target, replace=replace)
+            with undisturbed():
+                become(folder, target, replace=replace)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # nothing where it was renamed
     except BaseException:

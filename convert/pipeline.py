@@ -216,11 +216,12 @@ def judge(rounded: int, kept: int, timed: Sequence[timing.Timed]) -> tuple[str, 
 def write(report: dict[str, Any], work: Path, stage: Path, candidate: Candidate) -> dict[str, Any]:
     """The package's four files."""
     chosen = work / "float.onnx" if report["verdict"] == "keep float" else candidate.path
-    (stage / "model.onnx").write_bytes(chosen.read_bytes())
-    package.describe(stage / "model.onnx", properties(report))
     height, width = report["preprocessing"]["height"], report["preprocessing"]["width"]
-    golden.write(stage / "golden.npz", work / "float.onnx", chosen, height, width)
-    report["files"] = package.hashes(stage)
-    package.write_json(stage / "report.json", report)
-    (stage / "MODEL_CARD.md").write_text(card.model_card(report), encoding="utf-8")
+    with package.writing(stage.parent):
+        (stage / "model.onnx").write_bytes(chosen.read_bytes())
+        package.describe(stage / "model.onnx", properties(report))
+        golden.write(stage / "golden.npz", work / "float.onnx", chosen, height, width)
+        report["files"] = package.hashes(stage)
+        package.write_json(stage / "report.json", report)
+        (stage / "MODEL_CARD.md").write_text(card.model_card(report), encoding="utf-8")
     return report

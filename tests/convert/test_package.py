@@ -17,7 +17,9 @@ import pytest
 
 from convert import package
 from convert.command import answered, main
+from convert.endings import SIGNALS, catch, interrupted
 from convert.errors import ConvertError
+from convert.package import staged
 from tests.convert import sources
 from tests.convert.conftest import Outcome, without_bars
 
@@ -197,6 +199,31 @@ def test_an_interrupted_process_says_so_and_leaves_nothing(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_signal_between_the_renames_neither_loses_the_old_package_nor_denies_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "small" / "1", Path.rename
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    target.mkdir(parents=True)
+
+    def then_signal(self: Path, to: Path) -> Path:
+        moved = rename(self, to)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", then_signal)
+    catch()
+    try:
+        with staged(target, replace=True) as folder:
+            (folder / "new").touch()
+        assert signal.getsignal(signal.SIGTERM) is interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(target.parent.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_the_libraries_load_is_told_in_one_line_too(sent: signal.Signals, tmp_path: Path) -> None:
     words = ["x.keras", "--name", "small", "--images", "x", "--models", str(tmp_path / "models")]
@@ -267,7 +294,7 @@ def test_a_full_disk_under_the_models(
     outcome = convert(saved, "--models", str(models))
     assert outcome.status == 2
     assert outcome.err.splitlines() == [outcome.err]
-    assert "no space left" in outcome.err
+    assert f"no space left for {models}/small: free some, or name a folder on another disk" in outcome.err
     assert list(models.iterdir()) == []
 
 
