@@ -64,7 +64,8 @@ def test_the_grid_is_measured_and_its_best_is_the_plan(tmp_path: Path) -> None:
     assert all(one["images_per_s"] > 0 and one["latency_ms"] > 0 for one in found["grid"])
 
 
-def test_models_are_timed_in_turns_under_one_plan(tmp_path: Path) -> None:
+def test_models_are_timed_in_turns_under_one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "CALLS", 1000)
     model = write_package(tmp_path, "colours", 1) / "model.onnx"
     plan = {"slots": 1, "intra_op_threads": 1, "max_batch_size": 4}
     one, other = timing.beside([model, model], plan, np.zeros((2, 32, 32, 3), np.uint8))
