@@ -29,7 +29,7 @@ serve: .venv/service.stamp
 # Conversions compute, stacks in containers mostly wait: these two beside each other, and after the stacks what computes
 # as well. All else is timed, and runs alone.
 BESIDE := tests/deploy/test_docker.py tests/convert $(patsubst %,tests/service/test_%.py,image malformed) \
-  $(patsubst %,tests/perf/test_%.py,commands compare intervals plain plan recommend report results)
+  $(patsubst %,tests/perf/test_%.py,commands compare plain plan report)
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(filter %.py,$(BESIDE))) tests/test_*.py tests/deploy tests/perf tests/service
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(BESIDE)
