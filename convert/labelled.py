@@ -39,9 +39,8 @@ def check(source: Source, found: Photos, contract: Contract, given: str, progres
         return
     # of names in another order some range fits a few by chance, and of a wrong range some other order does
     best = max(verify.percent(one == labels) for one in answers.values())
-    check_order(answers[given], labels, found.labels, least=best)
+    check_order(answers[given], labels, found.labels, best)
     check_range(answers, labels, given)
-    check_order(answers[given], labels, found.labels)
     score, chance = verify.percent(answers[given] == labels), 100 / source.classes
     if verify.interval(score, len(sample))[0] <= chance:
         progress.note(
@@ -74,7 +73,7 @@ def check_varied(answers: dict[str, Indices], given: str) -> None:
         )
 
 
-def check_order(answers: Indices, labels: Indices, names: tuple[str, ...], least: float = 0.0) -> None:
+def check_order(answers: Indices, labels: Indices, names: tuple[str, ...], least: float) -> None:
     """Refuse labels where photos of one class are answered as another, one for one. Half of the photos tell which, the
     other half whether that is better, and `least` percent at least."""
     called = pairing(answers[::2], labels[::2])

@@ -83,10 +83,8 @@ class Meter:
         now, before = self.clock(), self.before
         span = (now - self.at) * self.cpus / 100
         self.at, self.before = now, used
-        going_on = [
-            name for name in used if used[name] >= before.get(name, math.inf)
-        ]  # others have just begun, or again
-        return [(used[name] - before[name]) / span for name in going_on]
+        known = [name for name in used if name in before and used[name] >= before[name]]  # others began since
+        return [(used[name] - before[name]) / span for name in known]
 
 
 def rule(metric: str, low: int, high: int, faster: float) -> tuple[Hpa, float]:

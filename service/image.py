@@ -162,7 +162,7 @@ def _admit(data: bytes, limits: Limits) -> str:
     return kind
 
 
-def _admit_size(width: int, height: int, limits: Limits, weight: int = 1) -> None:
+def _admit_size(width: int, height: int, limits: Limits, weight: int) -> None:
     if width < 1 or height < 1:
         raise UndecodableImage
     most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels) // weight
@@ -229,8 +229,9 @@ def _memory_for(pixels: int) -> AbstractContextManager[object]:
 def _decode_pillow(data: bytes, kind: str, contract: Contract, limits: Limits) -> Pixels:
     try:
         with Image.open(BytesIO(formats.picture_only(kind, data)), formats=[kind]) as image:
-            _admit_size(*image.size, limits)
-            with _memory_for(image.width * image.height * formats.weight(kind, data)):
+            weight = formats.weight(kind, data)
+            _admit_size(*image.size, limits, weight)
+            with _memory_for(image.width * image.height * weight):
                 image.load()
                 if kind == "PNG":
                     _scale_transparency(image, depth=data[24])

@@ -27,22 +27,22 @@ def noisy(answers: np.ndarray, share: float) -> np.ndarray:
 def test_two_names_in_each_others_place_are_found_of_a_good_model() -> None:
     swapped = np.array([1, 0, 2, 3, 4, 5])[LABELS]
     with pytest.raises(ConvertError, match=r"photos of a are answered as b .*: give --labels in the order"):
-        check_order(swapped, LABELS, NAMES)
-    check_order(LABELS, LABELS, NAMES)
+        check_order(swapped, LABELS, NAMES, 0)
+    check_order(LABELS, LABELS, NAMES, 0)
 
 
 def test_a_reversed_order_is_found_of_a_poor_model() -> None:
     with pytest.raises(ConvertError, match="photos of a are answered as f"):
-        check_order(noisy(5 - LABELS, 0.4), LABELS, NAMES)
+        check_order(noisy(5 - LABELS, 0.4), LABELS, NAMES, 0)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1.0])
 def test_a_model_that_errs_is_no_other_order(share: float) -> None:
-    check_order(noisy(LABELS, share), LABELS, NAMES)
+    check_order(noisy(LABELS, share), LABELS, NAMES, 0)
 
 
 def test_one_answer_to_every_photo_is_no_other_order() -> None:
-    check_order(np.zeros_like(LABELS), LABELS, NAMES)
+    check_order(np.zeros_like(LABELS), LABELS, NAMES, 0)
 
 
 def test_a_range_in_which_every_photo_is_the_same_is_refused_for_one_in_which_they_differ() -> None:
