@@ -33,8 +33,8 @@ class Answers:
 def load(url: str, body: bytes, users: int = 4) -> Iterator[Answers]:
     """POST `body` to /predict from `users` at once until the block ends.
 
-    Every request has a connection of its own: one that idles may be closed by a server at any time, also just when its
-    client sends, and whoever keeps connections must be ready to send again.
+    Every request has a connection of its own: one that idles may be closed by a server that has reached its limit of
+    time, also just when its client sends, and whoever keeps connections must be ready to send again.
     """
     answers, stop = Answers(), threading.Event()
     threads = [threading.Thread(target=_user, args=(url, body, answers, stop)) for _ in range(users)]

@@ -1,5 +1,6 @@
 """The three stacks in real containers."""
 
+import http.client
 import os
 import re
 import signal
@@ -7,8 +8,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -90,6 +93,29 @@ def predict(url: str, model: str = "") -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+def refuses(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 503
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def idling(url: str) -> Iterator[http.client.HTTPConnection]:
+    """A connection that was kept after an answer."""
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
+        assert ask(connection)[1] == "keep-alive"
+        yield connection
+
+
+def ask(connection: http.client.HTTPConnection) -> tuple[int, str | None]:
+    """Status of an answer, and what becomes of its connection."""
+    connection.request("POST", "/predict", PHOTO, {"Content-Type": "image/jpeg"})
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status, answer.headers["Connection"]
 
 
 def replicas(project: Project) -> dict[str, dict[str, Any]]:
@@ -193,6 +219,19 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
     assert left(project.name) == ""
 
 
+def test_a_balancer_that_stops_waits_for_answers_and_not_for_clients_that_idle() -> None:
+    options = ["--env=SOUS_REQUEST_TIMEOUT_MS=500", "--env=REPLICAS=localhost:9", "--publish=127.0.0.1::8080"]
+    name = docker("run", "--detach", *options, f"sous/balancer:{tag()}")
+    try:
+        url = f"http://{docker('port', name, '8080')}"
+        until(lambda: refuses(url))
+        with idling(url):
+            docker("stop", "--time=20", name)
+        assert engine.ask(f"/containers/{name}/json")["State"]["ExitCode"] == 0
+    finally:
+        docker("rm", "--force", name)
+
+
 def test_the_scaled_stack_follows_the_load(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOUS_DRAIN_DELAY_MS", "3000")
     figures = {"max_replicas": 2, "faster": 300, "cpus": 0.4}
@@ -231,10 +270,11 @@ def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(
         assert isinstance(running, Project)
         environment = {**running.environment, "TAG": new}
         try:
-            with load(running.url, PHOTO) as answers:
+            with load(running.url, PHOTO) as answers, idling(running.url) as kept:
                 answers.wait_for(20)
                 subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
                 answers.wait_for(20)
+                assert ask(kept) == (200, "close")  # by the new replica: it knew the old one only
             assert answers.failed() == {}
             assert [one["Image"] for one in replicas(running).values()] == [f"sous/service:{new}"]
             assert_reads_cgroups(running)
