@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -279,6 +280,29 @@ def test_a_body_that_finds_no_room_is_shed_as_the_service_sheds_it(balanced: Bal
     status, headers, body = client.post(size=3_000_000)
     assert (status, headers["Retry-After"], json.loads(body)["code"]) == (429, "1", "queue_full")
     assert seen(replicas) == 0
+
+
+def test_what_is_uploaded_at_once_is_bounded_and_idle_connections_are_not(balanced: Balanced) -> None:
+    client, _ = balanced(200)
+    begun = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+    with ExitStack() as stack:
+        address = (client.connection.host, client.connection.port)
+        uploads = [stack.enter_context(closing(socket.create_connection(address))) for _ in range(600)]
+        assert client.post()[0] == 200
+        for upload in uploads[:512]:
+            upload.sendall(begun)
+        for _ in range(100):
+            status, headers, body = client.post()
+            if status != 200:
+                break
+        assert (status, headers["Retry-After"], json.loads(body)["code"]) == (429, "1", "queue_full")
+        client.connection.request("GET", "/health/ready")
+        assert client.connection.getresponse().status == 200
+    for _ in range(100):
+        client.connection.close()
+        if client.post()[0] == 200:
+            break
+    assert client.post()[0] == 200
 
 
 @pytest.mark.parametrize("servers", ["127.0.0.1:8101", "127.0.0.1:8101 127.0.0.1:8102"])
