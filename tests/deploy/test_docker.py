@@ -219,7 +219,7 @@ def test_compose_up_serves_the_models_in_the_image_hardened_and_stops_gracefully
     assert left(project.name) == ""
 
 
-def test_a_balancer_that_stops_waits_for_answers_and_not_for_clients_that_idle() -> None:
+def test_a_balancer_stops_although_a_client_keeps_its_connection() -> None:
     options = ["--env=SOUS_REQUEST_TIMEOUT_MS=500", "--env=REPLICAS=localhost:9", "--publish=127.0.0.1::8080"]
     name = docker("run", "--detach", *options, f"sous/balancer:{tag()}")
     try:
