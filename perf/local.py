@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import count as counted
 from itertools import islice
 from pathlib import Path
 
@@ -55,7 +54,6 @@ class Replicas:
         self.folder = folder
         self.running: dict[int, Process] = {}
         self.nginx: Process | None = None
-        self.generations = counted(1)  # of its configuration
         self.ledger = Ledger()
         self.changing = threading.Lock()  # the scaler and who replaces the dead
         self.counting = threading.Lock()  # the scaler counts what it ends while the meter reads: counters in order
@@ -190,21 +188,16 @@ class Replicas:
 
     def _configure(self) -> None:
         servers = " ".join(f"127.0.0.1:{port}" for port in self.running)
-        generation = f"generation-{next(self.generations)}"
         given = {
             "SERVERS": servers,
             "LISTEN": f"127.0.0.1:{self.balancer_port}",
             "RUN": str(self.folder),
             "LOG": "/dev/null",
-            "GENERATION": generation,
         }
         rendered = subprocess.run(  # noqa: S603  our own script
             [REPO / "deploy/nginx/render"], env={**os.environ, **given}, check=True, capture_output=True, text=True
         )
         (self.folder / "nginx.conf").write_text(rendered.stdout)
-        for old in self.folder.glob("generation-*"):
-            old.unlink()
-        (self.folder / generation).touch()
 
 
 def replicas(stack: ExitStack, wanted: Deployment) -> Replicas:

@@ -158,8 +158,8 @@ def checks(found_: list[Check]) -> Table:
     )
     if any(c.filled for c in found_):
         note += (
-            " Not compared: replicas, balancer and generator together can fill the cores of the machine, and answers at"
-            " a constant rate waited for it, too, as none do where replicas have their cores."
+            " Not compared: replicas, balancer and generator together can fill the cores of the machine, which"
+            " the model does not hold: it takes each replica to have its own."
         )
     return Table(
         "Queueing model against measurement",
