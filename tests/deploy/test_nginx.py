@@ -174,6 +174,16 @@ def test_a_request_is_sent_to_two_replicas_at_most(balanced: Balanced) -> None:
     assert seen(replicas) == 2
 
 
+def test_a_photo_that_ends_its_replica_meets_two_at_most_over_kept_connections_too(balanced: Balanced) -> None:
+    client, replicas = balanced(200, 200, 200, 200, 200)
+    assert [client.post()[0] for _ in range(10)] == [200] * 10
+    assert [(len(replica.seen), replica.connections) for replica in replicas] == [(2, 1)] * 5
+    for replica in replicas:
+        replica.status = 0
+    assert client.post()[0] == 503
+    assert seen(replicas) == 12
+
+
 def test_an_error_of_the_service_is_passed_on_as_it_is(balanced: Balanced) -> None:
     client, replicas = balanced(500, 500)
     assert (client.post()[::2], seen(replicas)) == ((500, b"{}"), 1)
