@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+from geventhttpclient.client import HTTPClientPool
 
 from perf import schedule
 from perf.photos import CONTENT_TYPE, Photo, load
@@ -92,7 +93,10 @@ def generate(url: str, photos: list[Photo], users: int, sends: Iterator[Send], l
     """Send until `sends` is used up and every answer is in."""
     parts = urlsplit(url)
     shared = {"host": f"{parts.scheme}://{parts.netloc}", "path": f"{parts.path}?{parts.query}", "abstract": False}
-    user = type("User", (Sender,), {**shared, "photos": photos, "sends": sends})
+    # A sender takes of the free connections the one used last: a timed load has far more senders than it needs, and a
+    # large photo over a young loopback connection may wait 40 ms for an acknowledgement.
+    pool = HTTPClientPool(concurrency=users, connection_timeout=TIMEOUT_S, network_timeout=TIMEOUT_S)
+    user = type("User", (Sender,), {**shared, "photos": photos, "sends": sends, "client_pool": pool})
     environment = Environment(user_classes=[user])
     environment.events.request.add_listener(listen)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()

@@ -30,6 +30,7 @@ class Server:
     fail_every: int = 0
     bodies: list[tuple[str, bytes]] = field(default_factory=list)  # content type and body of the first requests
     answered: int = 0
+    connections: int = 0
 
     def replicas(self) -> int:
         return 1
@@ -47,6 +48,10 @@ def server() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 5
+
+        def setup(self) -> None:
+            super().setup()
+            state.connections += 1
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -88,6 +88,12 @@ def test_a_timed_load_counts_latency_from_the_intended_send(server: Any, photos_
     assert sent[-1].latency_ms == pytest.approx(1500, abs=500)  # 60 requests take 3 s, the last was due after 1.5
 
 
+def test_a_timed_load_opens_no_more_connections_than_it_needs_at_once(server: Any, photos_dir: Path) -> None:
+    sent, _ = driven("locust", to(server, photos_dir, schedule=((30.0, 1.5),)), server)
+    assert len(sent) == 45
+    assert server.connections < 10
+
+
 def test_processes_share_a_timed_load(server: Any, photos_dir: Path) -> None:
     sent, _ = driven("locust", to(server, photos_dir, schedule=((30.0, 1.0),), processes=2), server)
     assert len(sent) == 30
