@@ -30,14 +30,14 @@ class Answers:
 
 
 @contextmanager
-def load(url: str, body: bytes, users: int = 4) -> Iterator[Answers]:
+def load(url: str, body: bytes, users: int = 4, kept: int = 0) -> Iterator[Answers]:
     """POST `body` to /predict from `users` at once until the block ends.
 
-    Every request has a connection of its own: one that idles may be closed by a server that has reached its limit of
-    time, also just when its client sends, and whoever keeps connections must be ready to send again.
+    `kept` of them keep their connection, the others have a new one for every request: nginx before 1.27.4 closes kept
+    ones as replicas come and go, also just when their client sends.
     """
     answers, stop = Answers(), threading.Event()
-    threads = [threading.Thread(target=_user, args=(url, body, answers, stop)) for _ in range(users)]
+    threads = [threading.Thread(target=_user, args=(url, body, answers, stop, k < kept)) for k in range(users)]
     for thread in threads:
         thread.start()
     try:
@@ -48,13 +48,17 @@ def load(url: str, body: bytes, users: int = 4) -> Iterator[Answers]:
             thread.join()
 
 
-def _user(url: str, body: bytes, answers: Answers, stop: threading.Event) -> None:
+def _user(url: str, body: bytes, answers: Answers, stop: threading.Event, keeps: bool) -> None:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     while not stop.wait(PAUSE_S):
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
         try:
             connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
-            answers.counts[str(connection.getresponse().status)] += 1
+            answer = connection.getresponse()
+            answer.read()  # raises where it is cut
+            answers.counts[str(answer.status)] += 1
         except (OSError, http.client.HTTPException) as error:
             answers.counts[type(error).__name__] += 1
-        finally:
             connection.close()
+        if not keeps:
+            connection.close()
+    connection.close()

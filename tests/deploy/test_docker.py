@@ -270,7 +270,7 @@ def test_the_scaled_stack_is_rolled_and_scales_on_with_the_new_image(
         assert isinstance(running, Project)
         environment = {**running.environment, "TAG": new}
         try:
-            with load(running.url, PHOTO) as answers, idling(running.url) as kept:
+            with load(running.url, PHOTO, kept=2) as answers, idling(running.url) as kept:
                 answers.wait_for(20)
                 subprocess.run(["deploy/roll", "scaled"], cwd=REPO, env=environment, check=True)
                 answers.wait_for(20)
@@ -328,7 +328,7 @@ def test_a_stack_that_does_not_come_up_says_why_and_leaves_nothing_behind(packag
 def test_the_balanced_stack_answers_and_every_replica_takes_part(balanced: Project) -> None:
     assert predict(balanced.url)["predictions"][0]["label"] == "green"
     assert balanced.replicas() == 2
-    with load(balanced.url, PHOTO) as answers:
+    with load(balanced.url, PHOTO, kept=2) as answers:
         assert all_take_part(balanced, answers)
     assert answers.failed() == {}
 
@@ -344,7 +344,7 @@ def test_usage_is_the_engines_own_figure(balanced: Project) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may kill a container's process")
 def test_no_request_is_lost_with_a_replica_that_is_killed_and_it_comes_back(balanced: Project) -> None:
-    with load(balanced.url, PHOTO) as answers:
+    with load(balanced.url, PHOTO, kept=2) as answers:
         answers.wait_for(50)
         name = next(iter(replicas(balanced)))
         killed = engine.ask(f"/containers/{name}/json")["State"]["Pid"]
@@ -358,7 +358,7 @@ def test_no_request_is_lost_with_a_replica_that_is_killed_and_it_comes_back(bala
 
 def test_no_request_is_lost_while_replicas_go_from_one_to_three_to_one(balanced: Project) -> None:
     balanced.scale(1)
-    with load(balanced.url, PHOTO) as answers:
+    with load(balanced.url, PHOTO, kept=2) as answers:
         answers.wait_for(50)
         balanced.scale(3)
         until(lambda: balanced.replicas() == 3)
@@ -398,7 +398,7 @@ def test_no_request_is_lost_while_the_service_is_rolled_to_a_new_image(balanced:
     old = set(replicas(balanced))
     environment = {**balanced.environment, "TAG": new.split(":")[1]}
     try:
-        with load(balanced.url, PHOTO) as answers:
+        with load(balanced.url, PHOTO, kept=2) as answers:
             answers.wait_for(50)
             subprocess.run(["deploy/roll"], cwd=REPO, env=environment, check=True)
             answers.wait_for(50)

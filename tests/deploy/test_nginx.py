@@ -1,4 +1,4 @@
-"""The balancer's promises, on a real nginx before replicas that misbehave on purpose."""
+"""The balancer's promises, on real nginx (this machine's, the image's) before replicas that misbehave on purpose."""
 
 import http.client
 import json
@@ -16,12 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from perf import compose
 from perf.processes import REPO, Process
 from service import gunicorn_conf
 from service.settings import Settings
-from tests.deploy.containers import open_to_all
+from tests.deploy.containers import missing, open_to_all, tag
 
-pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
+CONTAINED = """#!/bin/sh
+exec docker run --rm --network host --user 0 --volume {folder}:{folder} --entrypoint nginx sous/balancer:{tag} "$@"
+"""
 
 
 class Replica(ThreadingHTTPServer):
@@ -91,22 +95,38 @@ class Client:
         return answer.status, answer.headers, answer.read()
 
 
-def render(folder: Path, servers: str, port: int) -> Path:
-    given = {"SERVERS": servers, "LISTEN": f"127.0.0.1:{port}", "RUN": str(folder), "LOG": str(folder / "access.log")}
+def render(folder: Path, servers: str, port: int, path: str) -> Path:
+    given = {
+        "PATH": path,
+        "SERVERS": servers,
+        "LISTEN": f"127.0.0.1:{port}",
+        "RUN": str(folder),
+        "LOG": str(folder / "access.log"),
+    }
     done = subprocess.run([REPO / "deploy/nginx/render"], env={**os.environ, **given}, check=True, capture_output=True)
     conf = folder / "nginx.conf"
     conf.write_bytes(done.stdout)
     return conf
 
 
-@pytest.fixture
-def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+@pytest.fixture(params=[pytest.param("machine", marks=needs_nginx), pytest.param("image", marks=pytest.mark.docker)])
+def balanced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
     """nginx before a replica for each given status."""
     running: list[Callable[[], None]] = []
+    contained = request.param == "image"
+    if contained:
+        if reason := missing():
+            pytest.skip(reason)
+        compose.build()
 
     def start(*statuses: int) -> tuple[Client, list[Replica]]:
         folder = tmp_path_factory.mktemp("nginx")
         open_to_all(folder)
+        path = os.environ["PATH"]
+        if contained:
+            (folder / "nginx").write_text(CONTAINED.format(folder=folder, tag=tag()))
+            (folder / "nginx").chmod(0o755)
+            path = f"{folder}:{path}"
         replicas = [Replica(status) for status in statuses]
         for replica in replicas:
             threading.Thread(target=replica.serve_forever, args=(0.02,)).start()
@@ -114,8 +134,8 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
         servers = " ".join(replica.address for replica in replicas) or f"127.0.0.1:{free_port()}"
         client = Client(free_port(), folder / "access.log")
         port = client.connection.port
-        conf = render(folder, servers, port)
-        nginx = Process("nginx", ["nginx", "-e", "stderr", "-c", str(conf), "-g", "daemon off;"], {}, None)
+        conf = render(folder, servers, port, path)
+        nginx = Process("nginx", ["nginx", "-e", "stderr", "-c", str(conf), "-g", "daemon off;"], {"PATH": path}, None)
         running.extend([nginx.stop, client.connection.close])
         until_listening(port)
         return client, replicas
@@ -315,9 +335,10 @@ def test_what_is_uploaded_at_once_is_bounded_and_idle_connections_are_not(balanc
     assert client.post()[0] == 200
 
 
+@needs_nginx
 @pytest.mark.parametrize("servers", ["127.0.0.1:8101", "127.0.0.1:8101 127.0.0.1:8102"])
 def test_what_is_rendered_is_valid_configuration(tmp_path: Path, servers: str) -> None:
-    conf = render(tmp_path, servers, free_port())
+    conf = render(tmp_path, servers, free_port(), os.environ["PATH"])
     done = subprocess.run(["nginx", "-t", "-e", "stderr", "-c", conf], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -366,6 +387,7 @@ def statuses(client: Client, seconds: float) -> set[int]:
 Looked = tuple[Client, list[Replica], Path]
 
 
+@needs_nginx
 def test_a_replica_that_is_too_busy_to_say_it_is_ready_serves_on_while_another_starts(looked_after: Looked) -> None:
     client, [busy, starting], _ = looked_after
     assert statuses(client, 1.5) == {200}
@@ -374,6 +396,7 @@ def test_a_replica_that_is_too_busy_to_say_it_is_ready_serves_on_while_another_s
     assert starting.seen == []
 
 
+@needs_nginx
 def test_a_replica_that_drains_serves_on_until_another_has_said_that_it_is_ready(looked_after: Looked) -> None:
     client, [draining, starting], _ = looked_after
     assert statuses(client, 1.5) == {200}
@@ -386,6 +409,7 @@ def test_a_replica_that_drains_serves_on_until_another_has_said_that_it_is_ready
     assert len(draining.seen) == seen_before
 
 
+@needs_nginx
 def test_a_lookup_that_fails_takes_no_replica_away(looked_after: Looked) -> None:
     client, _, names = looked_after
     assert statuses(client, 1.5) == {200}
@@ -393,24 +417,26 @@ def test_a_lookup_that_fails_takes_no_replica_away(looked_after: Looked) -> None
     assert statuses(client, 3) == {200}
 
 
-def configured(**environment: str) -> Callable[[str], list[str]]:
-    """What nginx is told by a name."""
-    given = {"PATH": os.environ["PATH"], "SERVERS": "127.0.0.1:9", **environment}
-    text = subprocess.check_output([REPO / "deploy/nginx/render"], env=given, text=True)
-    return lambda name: re.findall(rf"^\s*{name} (.*?);", text, re.MULTILINE)
-
-
+@needs_nginx
 def test_limits_are_in_step_with_the_service() -> None:
     defaults, settings = Settings(), configured()
     assert settings("client_max_body_size") == [str(max(defaults.max_request_bytes, defaults.max_image_bytes))]
-    [read_timeout] = settings("proxy_read_timeout")
+    read_timeout, _ = settings("proxy_read_timeout")
     assert int(read_timeout.rstrip("s")) > defaults.request_timeout_ms / 1000
     to_replicas, _ = settings("keepalive_timeout")
     assert int(to_replicas.rstrip("s")) < gunicorn_conf.keepalive
 
 
+@needs_nginx
 def test_limits_follow_the_settings_of_the_service() -> None:
     settings = configured(SOUS_REQUEST_TIMEOUT_MS="30500", SOUS_MAX_REQUEST_BYTES="1000", SOUS_MAX_IMAGE_BYTES="2000")
     assert settings("client_max_body_size") == ["2000"]
-    assert settings("proxy_read_timeout") == ["33s"]
-    assert settings("proxy_next_upstream_timeout") == ["67s"]  # of two attempts
+    assert settings("proxy_read_timeout") == ["33s", "67s"]  # of two attempts, where an old worker asks the newest
+    assert settings("proxy_next_upstream_timeout") == ["67s"]
+
+
+def configured(**environment: str) -> Callable[[str], list[str]]:
+    """What nginx is told by a name."""
+    given = {"PATH": os.environ["PATH"], "SERVERS": "127.0.0.1:9", **environment}
+    text = subprocess.check_output([REPO / "deploy/nginx/render"], env=given, text=True)
+    return lambda name: re.findall(rf"^\s*{name} (.*?);", text, re.MULTILINE)
