@@ -78,13 +78,13 @@ def timed(steps: list[tuple[float, float]], photos: int, share: tuple[int, int])
 def record(samples: list[Sample], origin: float) -> Any:
     """A listener of locust's `request` event that keeps each request as a Sample, timed from `origin` (Unix time)."""
 
-    def listen(
-        start_time: float, response_time: float, response_length: int, response: Any, context: Any, **_: Any
-    ) -> None:
-        intended = context["intended"]
+    def listen(start_time: float, response_time: float, response_length: int, response: Any, **others: Any) -> None:
+        intended, photo = others["context"]["intended"], others["context"]["photo"]
         latency_ms = (start_time - intended) * 1000 + response_time
         status = getattr(response, "status_code", 0) or 0
-        samples.append(Sample(intended - origin, latency_ms, status, response_length, context["photo"]))
+        if others["exception"] and status // 100 == 2:  # its head said so, its body did not arrive
+            status = 0
+        samples.append(Sample(intended - origin, latency_ms, status, response_length, photo))
 
     return listen
 

@@ -24,6 +24,7 @@ from perf.deployment import (
     StackError,
     keras_file,
 )
+from perf.interrupts import held
 from perf.limits import limited
 from perf.processes import REPO, Process, refuse_taken, taken
 from perf.usage import Ledger, Usage
@@ -170,9 +171,11 @@ class Replicas:
         ports = self._ports(count)
         for port in ports:
             name = f"sous-{os.getpid()}-{port}"
-            group = limited(name, len(self.running), self.recipe.cpus, self.recipe.memory_bytes)
-            group.set_cpus(self.recipe.start_cpus)
-            self.running[port] = Process(f"replica {port}", self.recipe.command(port), self.recipe.environment, group)
+            with held():  # one that has started is known
+                group = limited(name, len(self.running), self.recipe.cpus, self.recipe.memory_bytes)
+                group.set_cpus(self.recipe.start_cpus)
+                command = self.recipe.command(port)
+                self.running[port] = Process(f"replica {port}", command, self.recipe.environment, group)
         for port in ports:
             self.running[port].wait_ready(f"http://127.0.0.1:{port}")
             if limit := self.running[port].group:

@@ -83,8 +83,8 @@ def generators(commands: list[list[str]], folder: Path) -> Iterator[list[subproc
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for number, command in enumerate(commands, 1):
-            with (folder / f"{number}.out").open("wb") as out:
-                # a session of its own: Ctrl-C at the terminal reaches us, and we end it and read what it measured
+            # a session of its own: Ctrl-C at the terminal reaches us, and we end it and read what it measured
+            with (folder / f"{number}.out").open("wb") as out, held():  # one that has started is known
                 process = subprocess.Popen(  # noqa: S603 - the tools' own commands
                     command,
                     cwd=ROOT,
@@ -93,7 +93,7 @@ def generators(commands: list[list[str]], folder: Path) -> Iterator[list[subproc
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            processes.append(process)
+                processes.append(process)
         yield processes
     finally:
         with held():

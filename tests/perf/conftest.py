@@ -22,12 +22,14 @@ from perf.usage import Usage
 
 @dataclass
 class Server:
-    """Answers POST /predict after `delay_s`, `slots` at once; every `fail_every`-th with 503."""
+    """Answers POST /predict after `delay_s`, `slots` at once; every `fail_every`-th with 503, every `cut_every`-th with
+    half a body."""
 
     url: str = ""
     delay_s: float = 0.01
     slots: int = 2
     fail_every: int = 0
+    cut_every: int = 0
     bodies: list[tuple[str, bytes]] = field(default_factory=list)  # content type and body of the first requests
     answered: int = 0
     connections: int = 0
@@ -65,7 +67,8 @@ def server() -> Iterator[Server]:
             self.send_response(503 if fails else 200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.close_connection = bool(state.cut_every) and state.answered % state.cut_every == 0
+            self.wfile.write(answer[: len(answer) // 2] if self.close_connection else answer)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -74,6 +74,13 @@ def test_a_failed_request_is_recorded_with_its_status(tool: str, server: Any, ph
     assert len(failed) + sum(s.status == 200 for s in sent) >= 0.97 * len(sent)
 
 
+def test_an_answer_that_is_cut_in_its_body_is_none(server: Any, photos_dir: Path) -> None:
+    server.cut_every = 4
+    sent, _ = driven("locust", to(server, photos_dir, seconds=1), server)
+    assert {s.status for s in sent} == {0, 200}
+    assert 0.15 < sum(s.status == 0 for s in sent) / len(sent) < 0.35
+
+
 def test_without_a_server_every_request_is_unanswered(server: Any, photos_dir: Path) -> None:
     load = Load("http://127.0.0.1:9/predict?model=m", photos_dir, users=1, seconds=0.3)
     sent, _ = driven("locust", load, server)
