@@ -3,11 +3,13 @@
 from math import isnan, nan
 from typing import Any, NamedTuple
 
-from perf.intervals import Interval, enough, ratio
+from perf.intervals import Interval, enough, proportion, ratio
 from perf.summary import Cell, Latency, yardstick_of
 from perf.tables import Table
 
 TIMED = "constant rate"
+ANSWERED, ACCURACY = "answered %", "top-1 %"
+MORE_IS_BETTER = ("answers/s", ANSWERED, ACCURACY)
 SAME_RATE = 0.05
 LEAST = 0.01  # a smaller difference is none: memory hardly varies within a run, and by more from start to start
 
@@ -27,7 +29,8 @@ class Difference(NamedTuple):
         """better, worse or no difference shown; a figure without an interval gets no verdict."""
         if isnan(self.ratio.low):
             return "no interval"
-        if self.ratio.low <= 1 <= self.ratio.high or abs(self.ratio.value - 1) < LEAST:
+        small = abs(self.ratio.value - 1) < LEAST and self.figure != ANSWERED
+        if self.ratio.low <= 1 <= self.ratio.high or small:
             return "no difference shown"
         return "better" if (self.ratio.value > 1) == self.more_is_better else "worse"
 
@@ -63,7 +66,7 @@ def _differences(a: Cell, b: Cell) -> list[Difference]:
     if other_rate(a, b):
         new = {figure: value for figure, value in new.items() if TIMED not in figure}
     return [
-        Difference(name, figure, old[figure], new[figure], ratio(old[figure], new[figure]), figure == "answers/s")
+        Difference(name, figure, old[figure], new[figure], ratio(old[figure], new[figure]), figure in MORE_IS_BETTER)
         for figure in old
         if figure in new
     ]
@@ -86,6 +89,11 @@ def other_rate(a: Cell, b: Cell) -> str:
 
 def _figures(cell: Cell) -> dict[str, Interval]:
     figures: dict[str, Interval] = {"answers/s": cell.rate} if cell.rate else {}
+    if cell.sent:
+        share = proportion(1 - cell.failed / cell.sent, cell.sent)
+        figures[ANSWERED] = Interval(*(100 * value for value in (share.value, share.low, share.high)))
+    if cell.accuracy is not None:  # of the same photos: exact
+        figures[ACCURACY] = Interval(100 * cell.accuracy, 100 * cell.accuracy, 100 * cell.accuracy)
     for phase, latency in cell.latency.items():
         load = TIMED if phase == "rate" else "closed loop"
         figures |= {f"p{p} ms, {load}": _percentile(latency, p) for p in (50, 95, 99)}
@@ -112,7 +120,8 @@ def table(differences: list[Difference]) -> Table:
     rows = [[d.name, d.figure, _text(d.before), _text(d.after), _text(d.ratio), d.verdict] for d in differences]
     note = (
         "Intervals hold the noise within each run, not that between days or machines: repeat a run to see that. "
-        f"Under {LEAST:.0%} is no difference. No interval: read once, or of too few answers (a p99 needs 381). "
+        f"Under {LEAST:.0%} is no difference, but for requests that failed. "
+        "No interval: read once, or of too few answers (a p99 needs 381). "
         "Yardstick: CPU time of the same work beside both, so how much of a difference is the machine's."
     )
     return Table("Two runs", header, rows, note)

@@ -6,7 +6,7 @@ from typing import Any
 from perf import plan, tables
 from perf.candidates import Candidate
 from perf.recommend import Recommendation
-from perf.summary import Cell
+from perf.summary import Cell, cost_ratio
 from perf.tables import Table, found
 
 MOST_NAMED = 8  # photos
@@ -116,11 +116,14 @@ def needs(
     cpus: float | None = None,
 ) -> Table:
     """What a rate needs of each model that has a measured single stack, and of the plain recipe beside it."""
-    cpus, rows = cpus or run["options"]["cpus"], []
+    asked = {"rate": rate, "max_p99_ms": max_p99_ms, "cpus": cpus or run["options"]["cpus"], "price": price}
+    rows = []
     for cell in (c for c in cells if c.stack in ("single", "plain") and not c.reasons):
         if one := plan.service(cell, run["options"]["cpus"]):
             name = cell.model if cell.stack == "single" else f"{cell.model}, plain"
-            rows.append((name, plan.need(name, one, rate=rate, max_p99_ms=max_p99_ms, cpus=cpus, price=price, mix=mix)))
+            balanced = found(cells, "balanced", cell.model) if cell.stack == "single" else None
+            beside = max(1.0, cost_ratio(balanced, cell, "closed")) if balanced else 1.0
+            rows.append((name, plan.need(name, one, mix=mix, beside=beside, **asked)))
     return tables.needs(rate, max_p99_ms, price, sorted(rows, key=lambda row: row[0].endswith(", plain")))
 
 

@@ -132,25 +132,31 @@ def need(
     cpus: float,
     price: float,
     mix: dict[str, float] | None = None,
+    beside: float = 1.0,
 ) -> Need | None:
     """The fewest replicas that answer `rate` within the limit, at most MOST_BUSY busy; None if no number does.
 
     Args:
         cpus: CPU limit of a replica, cores.
         price: of a core for an hour.
+        beside: CPU time of an answer where there are several replicas and a balancer, over that of one alone.
     """
     rng = np.random.default_rng(0)
     arrivals, work = poisson(rate, REQUESTS, rng), demands(one, REQUESTS, mix, rng)
     if 1000 * (float(np.percentile(work, 99)) + one.fixed_s) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
-    first = max(1, ceil(rate * float(work.mean()) / (MOST_BUSY * replicas(1, cpus).cores)))
+
+    def busy(number: int) -> float:
+        return rate * float(work.mean()) * (beside if number > 1 else 1.0) / replicas(number, cpus).cores
+
+    first = 1 if busy(1) <= MOST_BUSY else max(2, ceil(2 * busy(2) / MOST_BUSY))
     if first > MOST_REPLICAS:
         return None
     most = min(MOST_REPLICAS, first * 8 + 8)
 
     @cache
     def outcome(number: int) -> Outcome:
-        made = open_loop(arrivals, work, one.fixed_s, replicas(number, cpus))
+        made = open_loop(arrivals, work * (beside if number > 1 else 1.0), one.fixed_s, replicas(number, cpus))
         return made._replace(latency_s=_late(made.latency_s[WARM:], one))
 
     def enough(number: int) -> bool:
@@ -161,12 +167,11 @@ def need(
         return None
     made = outcome(number)
     hour = number * cpus * price
-    busy = rate * float(work.mean()) / replicas(number, cpus).cores
     return Need(
         model,
         number,
         number * cpus,
-        busy,
+        busy(number),
         made.percentile_ms(50),
         made.percentile_ms(99),
         hour,

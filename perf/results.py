@@ -1,6 +1,7 @@
 """`results.json`: the run's facts and its cells, written and read back."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def save(folder: Path, run: dict[str, Any], cells: list[Cell] | None = None) -> 
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
-    """The run and its cells: summarised from the samples where these are kept, else as they were summarised.
+    """The run and its cells: summarised from the samples where its own are kept, else as they were summarised.
 
     Raises:
         ValueError: the folder holds no results.
@@ -43,7 +44,14 @@ def _cells(data: dict[str, Any], folder: Path) -> list[Cell]:
         raise ValueError("resources.csv, which was summarised with samples.csv, is gone")
     if saved and not samples:  # a folder that holds the summary alone
         return [_cell(cell) for cell in saved]
-    return summarise(data["run"], samples, resources)
+    made = summarise(data["run"], samples, resources)
+    if saved and _counts(map(asdict, made)) != _counts(saved):  # the samples beside it are another run's
+        return [_cell(cell) for cell in saved]
+    return made
+
+
+def _counts(cells: Iterable[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(cell["stack"], cell["model"], cell["sent"], cell["failed"]) for cell in cells]
 
 
 def _cell(data: dict[str, Any]) -> Cell:

@@ -154,7 +154,9 @@ def checks(found_: list[Check]) -> Table:
     note = (
         "What is checked are the waits: service times are those of the model's single stack, brought to the CPU time of"
         f" an answer in the cell; trusted within {CLOSE:.0%}, or within the 95 % interval of a measured p99. CPU: that"
-        " time over the single stack's, balancer counted in; a plan, made of the single stack's, is off by as much."
+        " time over the single stack's, balancer counted in; plans of several replicas take the balanced stack's. The"
+        " closed loop of the single stack shows that its limit is simulated right, of its constant rate the machine's"
+        " stalls are taken."
     )
     if any(c.filled for c in found_):
         note += (

@@ -58,6 +58,17 @@ def test_a_rate_clearly_higher_is_better_and_one_clearly_lower_worse(cells: list
     assert verdicts["balanced mobilenet_v2"] == "worse"
 
 
+@pytest.mark.parametrize(("failed", "verdict"), [(0, "no difference shown"), (9, "worse")])
+def test_requests_that_failed_are_a_difference_however_few(cells: list[Cell], failed: int, verdict: str) -> None:
+    before, after = ([replace(c, sent=1000, failed=n) for c in cells] for n in (0, failed))
+    assert {d.verdict for d in compare(before, after) if d.figure == "answered %"} == {verdict}
+
+
+def test_accuracy_is_compared_exactly_for_its_photos_are_the_same(cells: list[Cell]) -> None:
+    before, after = ([replace(c, accuracy=top1) for c in cells] for top1 in (0.60, 0.58))
+    assert {d.verdict for d in compare(before, after) if d.figure == "top-1 %"} == {"worse"}
+
+
 def test_a_p99_of_too_few_answers_gets_no_verdict(cells: list[Cell]) -> None:
     def of(n: int, p99: float) -> list[Cell]:
         return [replace(c, latency={"closed": replace(c.latency["closed"], n=n, p99=exact(p99))}) for c in cells]

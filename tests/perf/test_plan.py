@@ -40,6 +40,13 @@ def test_more_replicas_than_are_simulated_are_none_and_a_lonely_request_has_its_
     assert planned(rate=1e-300, cpus=0.5).replicas == 1
 
 
+def test_several_replicas_are_planned_with_what_an_answer_takes_behind_a_balancer() -> None:
+    made = planned(rate=1000, beside=1.2)
+    assert made.utilisation == pytest.approx(1000 * 0.012 / made.cores, rel=0.02)
+    assert made.replicas > planned(rate=1000).replicas
+    assert planned(rate=10, beside=1.2) == planned(rate=10)  # one is enough
+
+
 def test_the_work_drawn_is_in_all_that_which_was_measured() -> None:
     spread = [0.5 + (p / 100) ** 4 for p in SPREAD]  # a long tail, cut at the outer quantiles
     work = demands(replace(ONE, spread=spread), 200_000, None, np.random.default_rng(0))

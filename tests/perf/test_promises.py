@@ -1,5 +1,6 @@
 """The table of promises."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,15 @@ from perf import results
 from perf.promises import promises
 from perf.samples import Part, read_resources, read_samples
 from perf.summary import summarise
+
+
+def test_a_promise_that_could_not_be_measured_is_shown_with_the_reason(finished_once: Path) -> None:
+    run, cells = results.read(finished_once)
+    invalid = [replace(c, reasons=["others took the cores"]) if c.stack == "single" else c for c in cells]
+    rows = promises(run, invalid).rows
+    shown = [row[0] for row in rows if row[1:] == ["single: others took the cores", "not measured"]]
+    assert any("x the plain recipe" in promise for promise in shown)
+    assert any("balanced at least 1.8 x" in promise for promise in shown)
 
 
 @pytest.mark.parametrize("phase", ["idle", "closed", "rate", "varying"])
