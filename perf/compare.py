@@ -45,9 +45,23 @@ def compare(before: list[Cell], after: list[Cell]) -> list[Difference]:
 def left_out(before: list[Cell], after: list[Cell]) -> list[str]:
     """Cells that are not in both runs or not valid in both, and constant rates that cannot be compared, with the
     reason."""
-    old, new = ({f"{c.stack} {c.model}": c for c in cells if not c.reasons} for cells in (before, after))
-    rates = [f"{name}, {TIMED}: {why}" for name in old.keys() & new.keys() if (why := other_rate(old[name], new[name]))]
-    return sorted({f"{c.stack} {c.model}" for c in (*before, *after)} - (old.keys() & new.keys())) + sorted(rates)
+    old, new = ({f"{c.stack} {c.model}": c for c in cells} for cells in (before, after))
+    whole, timed = [], []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        missing = [why for run, cell in (("first", a), ("second", b)) if (why := _missing(run, cell))]
+        if missing:
+            whole.append(f"{name}: {' and '.join(missing)}")
+        elif a and b and (why := other_rate(a, b)):
+            timed.append(f"{name}, {TIMED}: {why}")
+    return whole + timed
+
+
+def _missing(run: str, cell: Cell | None) -> str:
+    """Why a cell of a run cannot be compared; empty where it can."""
+    if cell is None:
+        return f"not in the {run} run"
+    return f"invalid in the {run} run ({cell.reasons[0]})" if cell.reasons else ""
 
 
 def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
