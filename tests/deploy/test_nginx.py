@@ -5,11 +5,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,10 +19,12 @@ from pathlib import Path
 import pytest
 
 from perf import compose
+from perf.deployment import FORGET_S
 from perf.processes import REPO, Process
 from service import gunicorn_conf
 from service.settings import Settings
 from tests.deploy.containers import missing, open_to_all, tag
+from tests.service.running import until
 
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
 CONTAINED = """#!/bin/sh
@@ -38,6 +42,8 @@ class Replica(ThreadingHTTPServer):
         self.status = status
         self.ready = ready  # what a GET is answered with; 0: nothing
         self.seen: list[dict[str, str]] = []
+        self.free = threading.Event()  # a POST is not answered before it is set
+        self.free.set()
         self.connections = 0
 
     @property
@@ -62,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen.append(dict(self.headers))
+        self.server.free.wait(5)
         if self.server.status:
             self.answer(self.server.status)
         else:
@@ -88,6 +95,7 @@ class Client:
     def __init__(self, port: int, log: Path) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         self.log = log
+        self.reload: Callable[[str], None]  # with these servers
 
     def post(self, size: int = 1000, **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
         self.connection.request("POST", "/predict", b"x" * size, {"Content-Type": "image/jpeg", **headers})
@@ -137,6 +145,12 @@ def balanced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         conf = render(folder, servers, port, path)
         nginx = Process("nginx", ["nginx", "-e", "stderr", "-c", str(conf), "-g", "daemon off;"], {"PATH": path}, None)
         running.extend([nginx.stop, client.connection.close])
+
+        def reload(servers: str) -> None:
+            render(folder, servers, port, path)
+            nginx.process.send_signal(signal.SIGHUP)
+
+        client.reload = reload
         until_listening(port)
         return client, replicas
 
@@ -202,6 +216,30 @@ def test_a_photo_that_ends_its_replica_meets_two_at_most_over_kept_connections_t
         replica.status = 0
     assert client.post()[0] == 503
     assert seen(replicas) == 12
+
+
+@pytest.mark.parametrize("balanced", [pytest.param("image", marks=pytest.mark.docker)], indirect=True)
+def test_a_request_that_is_cut_while_the_replicas_change_is_answered_by_a_new_one(balanced: Balanced) -> None:
+    client, [old] = balanced(0)
+    old.ready = 503
+    old.free.clear()
+
+    def ready() -> bool:
+        with closing(http.client.HTTPConnection("127.0.0.1", client.connection.port)) as connection:
+            connection.request("GET", "/health/ready")
+            return connection.getresponse().status == 200
+
+    with Replica(200) as new, ThreadPoolExecutor() as threads:
+        threading.Thread(target=new.serve_forever, args=(0.02,), daemon=True).start()
+        cut = threads.submit(client.post)
+        until(lambda: old.seen)
+        client.reload(new.address)
+        until(ready)
+        time.sleep(FORGET_S)
+        old.free.set()
+        assert cut.result()[0] == 200
+        new.shutdown()
+    assert (len(old.seen), len(new.seen)) == (1, 1)
 
 
 def test_an_error_of_the_service_is_passed_on_as_it_is(balanced: Balanced) -> None:
