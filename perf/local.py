@@ -81,8 +81,9 @@ class Replicas:
         refuse_taken(self.balancer_port)
         self._configure()
         command = ["nginx", "-e", "stderr", "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
-        limit = limited(f"sous-{os.getpid()}-nginx", 0, BALANCER_CPUS, BALANCER_MEMORY_MB * 1024**2)
-        self.nginx = Process("nginx", command, {}, limit)
+        with held():
+            limit = limited(f"sous-{os.getpid()}-nginx", 0, BALANCER_CPUS, BALANCER_MEMORY_MB * 1024**2)
+            self.nginx = Process("nginx", command, {}, limit)
         self.nginx.wait_ready(self.url)
 
     def down(self) -> None:

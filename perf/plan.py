@@ -146,8 +146,11 @@ def need(
     if 1000 * (float(np.percentile(work, 99)) + one.fixed_s) > max_p99_ms:
         return None  # even at full speed and without any wait it takes longer
 
+    def demand(number: int) -> Floats:
+        return work * beside if number > 1 else work
+
     def busy(number: int) -> float:
-        return rate * float(work.mean()) * (beside if number > 1 else 1.0) / replicas(number, cpus).cores
+        return rate * float(demand(number).mean()) / replicas(number, cpus).cores
 
     first = 1 if busy(1) <= MOST_BUSY else max(2, ceil(2 * busy(2) / MOST_BUSY))
     if first > MOST_REPLICAS:
@@ -156,7 +159,7 @@ def need(
 
     @cache
     def outcome(number: int) -> Outcome:
-        made = open_loop(arrivals, work * (beside if number > 1 else 1.0), one.fixed_s, replicas(number, cpus))
+        made = open_loop(arrivals, demand(number), one.fixed_s, replicas(number, cpus))
         return made._replace(latency_s=_late(made.latency_s[WARM:], one))
 
     def enough(number: int) -> bool:

@@ -1,7 +1,6 @@
 """`results.json`: the run's facts and its cells, written and read back."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,19 +38,18 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
 
 
 def _cells(data: dict[str, Any], folder: Path) -> list[Cell]:
-    samples, resources, saved = read_samples(folder), read_resources(folder), data["cells"]
-    if samples and not resources and any(cell["use"] for cell in saved):
+    samples, resources = read_samples(folder), read_resources(folder)
+    saved = [_cell(cell) for cell in data["cells"]]
+    if samples and not resources and any(cell.use for cell in saved):
         raise ValueError("resources.csv, which was summarised with samples.csv, is gone")
     if saved and not samples:  # a folder that holds the summary alone
-        return [_cell(cell) for cell in saved]
+        return saved
     made = summarise(data["run"], samples, resources)
-    if saved and _counts(map(asdict, made)) != _counts(saved):  # the samples beside it are another run's
-        return [_cell(cell) for cell in saved]
-    return made
+    return saved if saved and _counts(made) != _counts(saved) else made  # samples beside it may be another run's
 
 
-def _counts(cells: Iterable[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [(cell["stack"], cell["model"], cell["sent"], cell["failed"]) for cell in cells]
+def _counts(cells: list[Cell]) -> list[tuple[str, str, int, int]]:
+    return [(cell.stack, cell.model, cell.sent, cell.failed) for cell in cells]
 
 
 def _cell(data: dict[str, Any]) -> Cell:

@@ -1,13 +1,15 @@
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from perf import meter
 from perf.adapters import TOOLS, Load, Tool, find
+from perf.local import Recipe, Replicas
 from perf.meter import Usage, cpu_seconds, drive, machine_seconds
 from perf.samples import Sample
 
@@ -128,3 +130,28 @@ def test_counters_are_those_of_the_process_and_the_machine() -> None:
     assert after is not None
     assert 0.05 < after - before <= busier - busy + 0.05
     assert cpu_seconds(2**30) is None
+
+
+class Interrupted(subprocess.Popen[bytes]):
+    """A process whose parent gets SIGINT just as it has started."""
+
+    started: ClassVar[list["Interrupted"]] = []
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.started.append(self)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_as_a_process_starts_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Replicas(Recipe(lambda _: ["sleep", "60"], {}, 1, 1, 2**30), 8123, None, tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), meter.generators([["sleep", "60"]], tmp_path):
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        running.up(1)
+    running.down()
+    ended = [process.poll() is not None for process in Interrupted.started]
+    for process in Interrupted.started:
+        process.kill()
+    assert ended == [True, True]
