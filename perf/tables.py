@@ -194,8 +194,9 @@ def needs(rate: float, max_p99_ms: float, price: float, rows: list[tuple[str, Ne
         f"{format(rate, ',.0f' if rate >= 10 else 'g')} requests/s with p99 within {max_p99_ms:g} ms",
         header,
         cells,
-        f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy. The "
-        "balancer comes on top: 0.1 to 0.16 ms of CPU a photo.",
+        f"A core-hour at {price:g}; independent arrivals, fewest-requests balancing, replicas at most 80 % busy. "
+        "Several replicas with the CPU that an answer took behind the balancer, its own counted in, where the balanced"
+        " stack was measured: 0.1 to 0.16 ms of it are the balancer's.",
     )
 
 
