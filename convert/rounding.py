@@ -21,7 +21,6 @@ LIMIT = 127  # of a code
 PAIR = 128  # of two neighbouring codes of one sign
 DAMPING = 0.01  # of the mean variance, added to every variance
 LEAST_DAMPING = 1e-6  # of the mean square: columns that never vary have no variance
-STILL = 1e-3  # of the mean square: float32 sums lose a variance below it
 SEARCHED = 25  # kernels of up to this many weights (5x5) are searched over their codes
 BIAS_LIMIT = 2.0**30
 SHRINKS = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
@@ -32,20 +31,21 @@ BLOCK = 128  # columns rounded before the columns behind them are updated
 @dataclass
 class Moments:
     """Running moments of a layer's input patches x (float network) and z (quantised network), each `[G, P, K]` float32:
-    G groups, P sampled positions, K weights a kernel."""
+    G groups, P sampled positions, K weights a kernel.
+
+    They are taken about the means of the first positions: float32 products of values that vary little beside their
+    mean would lose the variance, and with it the damping that keeps Cov(z) positive definite."""
 
     groups: int
     count: int = 0
+    centres: list[Array] = field(default_factory=list)  # of x and z, [G, 1, K]
     sums: list[Array] = field(default_factory=list)
 
     def add(self, x: Array, z: Array) -> None:
         """Take P more positions: x and z `[G, P, K]`."""
-        new = sums_of(x, z)
-        if (still := hardly_varying(new[1], new[2], x.shape[1])).any():
-            new = [part.astype(np.float64) for part in new]
-            exact = sums_of(x[still].astype(np.float64), z[still].astype(np.float64))
-            for part, exactly in zip(new, exact, strict=True):
-                part[still] = exactly
+        if not self.centres:
+            self.centres = [part.mean(1, dtype=np.float64, keepdims=True).astype(np.float32) for part in (x, z)]
+        new = sums_of(x - self.centres[0], z - self.centres[1])
         if self.sums:
             for total, part in zip(self.sums, new, strict=True):
                 np.add(total, part, out=total)
@@ -58,10 +58,12 @@ class Moments:
         their diagonals. Uses the moments up: large kernels' would fill the memory twice."""
         mx, mz, h, c = (np.divide(total, self.count, out=total) for total in self.sums)
         self.sums = []
-        square = np.einsum("gii->gi", h).mean(1, keepdims=True)
         h -= mz[:, :, None] * mz[:, None, :]
         c -= mx[:, :, None] * mz[:, None, :]
+        for mean, centre in zip((mx, mz), self.centres, strict=True):
+            mean += centre[:, 0]
         variance = np.einsum("gii->gi", h).mean(1, keepdims=True)
+        square = variance + np.square(mz).mean(1, keepdims=True)
         damping = np.maximum(DAMPING * variance, np.maximum(LEAST_DAMPING * square, 1e-12))
         for matrix in (h, c):
             np.einsum("gii->gi", matrix)[:] += damping
@@ -72,13 +74,6 @@ def sums_of(x: Array, z: Array) -> list[Array]:
     """Sums over positions of x and z `[G, K]`, and of their products z z and x z `[G, K, K]`."""
     ones = np.ones((1, x.shape[1]), x.dtype)  # of few columns numpy adds up a product faster than a sum
     return [(ones @ x)[:, 0], (ones @ z)[:, 0], products(z, z), products(x, z)]
-
-
-def hardly_varying(total: Array, squares: Array, count: int) -> NDArray[np.bool_]:
-    """The groups `[G]` whose variance is next to nothing of their mean square, from sums over `count` positions."""
-    square = np.einsum("gii->gi", squares).mean(1) / count
-    found: NDArray[np.bool_] = square - np.square(total / count).mean(1) < STILL * square
-    return found
 
 
 def products(a: Array, b: Array) -> Array:

@@ -187,6 +187,23 @@ def test_channels_of_one_value_keep_their_weights(width: int, positions: int) ->
     assert (rounded * x[:, 0]).sum(1) + found.bias == pytest.approx(exact, abs=1e-4)
 
 
+@pytest.mark.parametrize("spread", [0.0005, 0.005, 0.05])  # of the values beside their mean
+def test_columns_that_vary_little_and_alike_keep_their_damping(spread: float) -> None:
+    rng = np.random.default_rng(0)
+    width, mean = 480, 0.1 + rng.random(480)
+    moments, kept = Moments(1), []
+    for _ in range(6):
+        alike = rng.normal(size=(128, 3)) @ rng.normal(size=(3, width))
+        z = (mean * (1 + spread * alike)).astype(np.float32)[None]
+        moments.add(z, z)
+        kept.append(z[0])
+    exact = np.concatenate(kept).astype(np.float64)
+    damping = max(0.01 * exact.var(0).mean(), 1e-6 * np.square(exact).mean())
+    _, mz, h, _ = moments.damped()
+    assert np.linalg.eigvalsh(h[0]).min() == pytest.approx(damping, rel=0.1)
+    assert mz[0] == pytest.approx(exact.mean(0), rel=1e-5)
+
+
 def test_errors_of_the_layers_before_are_made_good() -> None:
     rng = np.random.default_rng(4)
     x = patches(1, 5000, 12)
