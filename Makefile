@@ -1,11 +1,22 @@
-# The same few commands everywhere. `make serve` runs the service, `make test` the tests; each installs what it needs.
+# The same few commands everywhere; each installs what it needs.
+## make serve             the service with the packages of models/, on port 8000 (PORT=8000)
+## make test              all tests
+## make lint              ruff, mypy, import contracts
+## make install           .venv with everything, TensorFlow too (2.1 GB)
+## make models            the packages of this repository again (MODELS=folder of Keras files, IMAGES=photos)
+## make lock              requirements/ from pyproject.toml
+## make docker-plugins    docker compose and buildx, where they are missing
+## make base-images       Docker's base images from Debian's packages, where no image registry is reached
 PYTHON ?= python3
 PORT ?= 8000
 MODELS ?= source-models
 IMAGES ?= images
 BIN := .venv/bin
 
-.PHONY: install serve test lint lock models
+.PHONY: help install serve test lint lock models
+
+help:
+	@sed -n 's/^## //p' Makefile
 
 install: .venv/dev.stamp
 
@@ -27,12 +38,12 @@ serve: .venv/service.stamp
 	$(BIN)/python -m service --bind 127.0.0.1:$(PORT)
 
 # Conversions compute, stacks in containers mostly wait: these two beside each other, and after the stacks what computes
-# as well. All else is timed, and runs alone.
+# as well. All else is timed, and runs alone. (`| cat`: make 4.3 never ends where it sorts what all goes to /dev/null.)
 BESIDE := tests/deploy/test_docker.py tests/convert $(patsubst %,tests/service/test_%.py,image malformed) \
   $(patsubst %,tests/perf/test_%.py,commands compare plain plan report)
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(filter %.py,$(BESIDE))) tests/test_*.py tests/deploy tests/perf tests/service
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(BESIDE)
+	bash -o pipefail -c '$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(BESIDE) 2>&1 | cat'
 
 .PHONY: $(BESIDE)
 $(BESIDE):

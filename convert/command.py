@@ -34,8 +34,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     found = Parser(prog=program, description=description)
     add = found.add_argument
     add("source", type=Path, metavar="SOURCE", help=".keras or .h5 file, or SavedModel folder")
-    add("--images", required=True, type=Path, help="photos: class folders or 7_x.jpg; split in training, validation,"
-        " evaluation, or by hash")  # fmt: skip
+    add("--images", required=True, type=Path, help="photos: class folders, files named 7_x.jpg, or one flat folder"
+        " (no accuracy then); in training, validation and evaluation folders, or split by hash")  # fmt: skip
     add("--labels", type=Path, help="names of the classes in the order of the output: a line each, or a JSON list")
     add("--input-range", choices=sorted(RANGES), default="0,1", metavar="LOW,HIGH", help="pixels the source was trained"
         " on: 0,1 (default), -1,1 or 0,255")  # fmt: skip
@@ -49,13 +49,19 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     add("--macs", type=share, default=100.0, metavar="PERCENT", help="of the multiplications to leave, by pruning"
         " channels (default: 100, none pruned)")  # fmt: skip
     add("--calibration", type=calibration, default=512, metavar="N", help="photos to calibrate on (default: 512)")
-    add("--gate-drop", type=percent, default=0.5, metavar="POINTS", help="top-1 points that may be lost (default: 0.5)")
+    add(
+        "--gate-drop",
+        type=percent,
+        default=0.5,
+        metavar="POINTS",
+        help="top-1 points that may be lost, else nothing is written (default: 0.5)",
+    )
     add(
         "--gate-agreement",
         type=percent,
         default=97.0,
         metavar="PERCENT",
-        help="percent of answers equal to float's (default: 97)",
+        help="percent of answers equal to float's, else nothing is written (default: 97)",
     )
     add("--trust-source", action="store_true", help="run code stored in the source (Lambda layers)")
     return found

@@ -149,7 +149,9 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
             else [line.strip() for line in text.splitlines() if line.strip()]
         )
     except (OSError, ValueError, RecursionError) as error:
-        raise ConvertError(f"labels file {path} cannot be read ({type(error).__name__}): give a line a class") from None
+        raise ConvertError(
+            f"labels file {path} cannot be read ({type(error).__name__}): give a line a class, in UTF-8"
+        ) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ConvertError(f"labels file {path} is no list of different names: give a line a class, or a JSON list")
     if len(names) != classes:

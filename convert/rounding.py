@@ -60,8 +60,8 @@ class Moments:
         self.sums = []
         h -= mz[:, :, None] * mz[:, None, :]
         c -= mx[:, :, None] * mz[:, None, :]
-        for mean, centre in zip((mx, mz), self.centres, strict=True):
-            mean += centre[:, 0]
+        mx += self.centres[0][:, 0]
+        mz += self.centres[1][:, 0]
         variance = np.einsum("gii->gi", h).mean(1, keepdims=True)
         square = variance + np.square(mz).mean(1, keepdims=True)
         damping = np.maximum(DAMPING * variance, np.maximum(LEAST_DAMPING * square, 1e-12))

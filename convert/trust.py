@@ -67,7 +67,9 @@ def refuse_code(stored: Iterable[dict[str, Any]], *, legacy: bool) -> None:
                 f"layer {named(layer)} runs code of its own, which is not loaded from model files: {remedy}"
             )
         if legacy and not listed(layer):
-            raise ConvertError(f"layer {named(layer)} is not known to be harmless in a file of Keras 2: {REMEDY}")
+            raise ConvertError(
+                f"layer {named(layer)} is not known to be harmless in a file of Keras 2: {REMEDY}{INSTALLED}"
+            )
 
 
 def listed(layer: dict[str, Any]) -> bool:

@@ -57,12 +57,12 @@ def parser() -> argparse.ArgumentParser:
     _stack(up)
     up.set_defaults(command=commands.up)
     report = commands_.add_parser("report", help="draw the report again from its data")
-    report.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
+    report.add_argument("folder", type=Path, nargs="?", default=HERE / "results", help="of a run (perf/results)")
     _constraints(report)
     report.set_defaults(command=commands.report)
     compare = commands_.add_parser("compare", help="judge a change: two runs side by side, with intervals")
-    compare.add_argument("before", type=Path)
-    compare.add_argument("after", type=Path)
+    compare.add_argument("before", type=Path, help="folder of the earlier run")
+    compare.add_argument("after", type=Path, help="folder of the later one")
     compare.set_defaults(command=commands.compare)
     _plan(commands_.add_parser("plan", help="replicas, cores and price that a rate needs, from measured service times"))
     return top
@@ -95,7 +95,7 @@ def _run(run: argparse.ArgumentParser) -> None:
         "--sources",
         type=Path,
         default=default_sources(),
-        help="folder of the Keras files, for the plain recipe (%(default)s)",
+        help="folder of the Keras files, for the plain recipe (source-models, else ../shared/models)",
     )
     _constraints(run)
     run.set_defaults(command=commands.run)
@@ -126,12 +126,14 @@ def _constraints(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
+    plan.add_argument("folder", type=Path, nargs="?", default=HERE / "results", help="of a run (perf/results)")
     plan.add_argument("--rate", type=above_zero, required=True, help="requests a second")
-    plan.add_argument("--max-p99-ms", type=above_zero, default=100.0)
+    plan.add_argument("--max-p99-ms", type=above_zero, default=100.0, help="limit of the p99 (%(default)g)")
     plan.add_argument("--mix", type=_mix, help="photo=share,...: of the measured photos (all alike)")
     plan.add_argument("--cpus", type=cpu_limit, help="CPU limit of a replica, cores (that of the run)")
-    plan.add_argument("--core-hour-price", type=above_zero, default=CORE_HOUR_PRICE)
+    plan.add_argument(
+        "--core-hour-price", type=above_zero, default=CORE_HOUR_PRICE, help="in any currency (%(default)s)"
+    )
     plan.set_defaults(command=commands.plan)
 
 

@@ -24,6 +24,19 @@ def commands(*words: str) -> str:
     return make("--dry-run", *words)
 
 
+def test_test_ends_though_all_it_prints_goes_nowhere() -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        words = ["make", "--dry-run", "test"]
+        subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, check=True, stdout=nowhere, stderr=nowhere, timeout=60)
+
+
+def test_make_alone_lists_its_commands() -> None:
+    listed = [line.split()[1] for line in make().splitlines()]
+    assert {"serve", "test", "lint", "install"} <= {*listed}
+    for target in listed:
+        assert make("--dry-run", target)
+
+
 def test_serve_listens_on_the_port_asked_for() -> None:
     assert "python -m service --bind 127.0.0.1:8000\n" in commands("serve")
     assert "python -m service --bind 127.0.0.1:8123\n" in commands("serve", "PORT=8123")
