@@ -38,7 +38,7 @@ serve: .venv/service.stamp
 	$(BIN)/python -m service --bind 127.0.0.1:$(PORT)
 
 # Conversions compute, stacks in containers mostly wait: these two beside each other, and after the stacks what computes
-# as well. All else is timed, and runs alone. (`| cat`: make 4.3 never ends where it sorts what all goes to /dev/null.)
+# as well. All else is timed, and runs alone. (`| cat`: make 4.3 waits for ever where all it sorts goes to /dev/null.)
 BESIDE := tests/deploy/test_docker.py tests/convert $(patsubst %,tests/service/test_%.py,image malformed) \
   $(patsubst %,tests/perf/test_%.py,commands compare plain plan report)
 test: .venv/dev.stamp

@@ -238,7 +238,7 @@ def test_a_photo_may_have_any_name_and_a_class_one_in_utf_8(tmp_path: Path) -> N
 def test_a_missing_or_binary_labels_file_is_refused(unsplit: Path, tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x80")
     for name in ("missing", "binary"):
-        with pytest.raises(ConvertError, match=f"labels file .*{name} cannot be read"):
+        with pytest.raises(ConvertError, match=f"labels file .*{name} cannot be read .* in UTF-8"):
             find(unsplit, tmp_path / name, CLASSES, 100)
 
 
